@@ -1,0 +1,283 @@
+"""Manifests: the ``anytune.json`` beside every artefact, and how artefacts appear on disk.
+
+A manifest is the truth about the folder it stands in: what it is, which base it belongs to, how it was made, what it
+scored, and a numeric probe that proves on loading that the weights still do what they did. No absolute path is ever
+written into one, so a store can be copied, synced or shared. Artefacts appear atomically: written into a hidden
+folder beside their final place, then renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from anytune.errors import StoreError
+
+MANIFEST_NAME = "anytune.json"
+FORMAT_VERSION = 1
+PARTIAL_PREFIX = ".partial-"
+
+
+class _Record(BaseModel):
+    # Newer versions may add keys: they are kept on a read and write, never an error.
+    model_config = ConfigDict(extra="allow", validate_assignment=True)
+
+
+class BaseIdentity(_Record):
+    """Which base, by content. Two bases are compatible when ``backbone`` is equal; the other hashes are reported."""
+
+    backbone: str
+    config: str = ""
+    vocabulary: str = ""
+    name: str = ""
+    #: ``sample:NAME`` or a hub id, where the base can be had again; never a path.
+    ref: str | None = None
+
+    @property
+    def short(self) -> str:
+        """Name and the first 10 digits of the backbone hash, as errors and tables show it."""
+        return f"{self.name or 'base'} ({self.backbone[:10]})"
+
+
+class Parent(_Record):
+    """Another artefact this one was made from."""
+
+    id: str
+    role: Literal["base", "delta"]
+    name: str = ""
+
+
+class TaskRecord(_Record):
+    """The task a delta was tuned on."""
+
+    name: str
+    content: str = ""
+    kind: Literal["classification", "regression"] = "classification"
+    metric: str = "accuracy"
+    text_columns: list[str] = Field(default_factory=list)
+    label_column: str = "label"
+    counts: dict[str, int] = Field(default_factory=dict)
+    ref: str | None = None
+
+
+class DomainRecord(_Record):
+    """A domain a base was pre-trained on; ``overlap`` counts texts shared with the held-out parts of known tasks."""
+
+    name: str
+    content: str = ""
+    texts: int = 0
+    tokens: int = 0
+    overlap: dict[str, int] = Field(default_factory=dict)
+    ref: str | None = None
+
+
+class MethodRecord(_Record):
+    """A method with all its settings."""
+
+    name: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class CurvePoint(_Record):
+    """One evaluation during training: ``seconds`` counts training and not the evaluation itself."""
+
+    step: int
+    seconds: float
+    split: str = "validation"
+    scores: dict[str, float | None] = Field(default_factory=dict)
+    loss: float | None = None
+
+
+class Probe(_Record):
+    """Token ids and what the weights answered to them: ``outputs[i]`` belongs to ``inputs[i]``."""
+
+    inputs: list[list[int]]
+    outputs: list[list[float]]
+    tolerance: float = 1e-3
+
+
+class Environment(_Record):
+    """What the run ran on; bits are promised only for equal threads, precision and versions."""
+
+    versions: dict[str, str] = Field(default_factory=dict)
+    threads: int = 0
+    precision: str = "fp32"
+    device: str = "cpu"
+
+
+class Manifest(_Record):
+    """The content of ``anytune.json``."""
+
+    format_version: int = FORMAT_VERSION
+    kind: Literal["base", "delta"]
+    name: str
+    #: SHA-256 over the files and the run; set by the store when the artefact is added.
+    id: str = ""
+    #: SHA-256 over everything that decides the result (see ``run_key``): the same command finds its result again.
+    run: str = ""
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    #: for a base: its own hashes; for a delta: the hashes of the base it belongs to.
+    base: BaseIdentity
+    parents: list[Parent] = Field(default_factory=list)
+    #: for a delta: how the weights are stored. "scores" = a control of which only the scores were kept.
+    form: Literal["full", "peft", "scores"] | None = None
+    task: TaskRecord | None = None
+    label_names: list[str] = Field(default_factory=list)
+    domains: list[DomainRecord] = Field(default_factory=list)
+    methods: list[MethodRecord] = Field(default_factory=list)
+    training: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    #: split -> metric -> value, of the weights stored here (the best on validation).
+    scores: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    curve: list[CurvePoint] = Field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    examples: int = 0
+    tokens: int = 0
+    environment: Environment = Field(default_factory=Environment)
+    probe: Probe | None = None
+    #: what ``anytune run`` needs to make this artefact again.
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    #: free labels for grouping in reports, for example {"arm": "initialize", "upgrade": "v1"}.
+    tags: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text. NaN and infinity are refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 (hex) of a file, streamed."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def run_key(**decides: Any) -> str:
+    """The key of a run: a hash over everything that decides its result (job, base, task, methods, settings, seed).
+
+    Two different configurations never share a key; the same command finds its finished or half-finished run again.
+    """
+    return digest(decides)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``folder/anytune.json``.
+
+    Raises:
+        StoreError: it is missing, not JSON, of a newer format, or has fields of the wrong kind.
+    """
+    path = Path(folder) / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(
+            f"{path} does not exist",
+            why="Every base and delta carries a manifest; this folder has none.",
+            fix="anytune store import FOLDER --base BASE   (adopts a plain PEFT folder)",
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+        raise StoreError(f"cannot read {path}: {problem}", why="The manifest is damaged.") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has format {version}; this anytune reads up to {FORMAT_VERSION}",
+            why="It was written by a newer anytune.",
+            fix="pip install --upgrade anytune",
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "top level"
+        raise StoreError(f"{path} is not a valid manifest: {place}: {first['msg']}") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``folder/anytune.json`` atomically."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(Path(folder) / MANIFEST_NAME, (text + "\n").encode())
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}-{secrets.token_hex(4)}")
+    try:
+        with partial.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    except OSError as problem:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from problem
+
+
+@contextlib.contextmanager
+def staged_folder(final: Path) -> Iterator[Path]:
+    """A folder that appears whole or not at all.
+
+    Yields a hidden folder beside ``final``; on success it is flushed to disk and renamed to ``final``. If another
+    process made ``final`` meanwhile (artefacts are content-addressed, so it holds the same), ours is dropped.
+
+    Raises:
+        StoreError: the place cannot be written (full disk, read-only); nothing is left behind.
+    """
+    partial = final.with_name(f"{PARTIAL_PREFIX}{final.name}-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        _sync(partial)
+        try:
+            partial.rename(final)
+        except OSError:
+            if not (final / MANIFEST_NAME).exists():
+                raise
+        _sync(final.parent)
+    except OSError as problem:
+        raise StoreError(
+            f"cannot write {final}: {problem.strerror or problem}",
+            why="Nothing was kept of this artefact; earlier ones are untouched.",
+            fix="free some space, or name another --store",
+        ) from problem
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_hashes(folder: Path, leave_out: Mapping[str, Any] | tuple[str, ...] = (MANIFEST_NAME,)) -> dict[str, str]:
+    """Relative name -> SHA-256 of every file below ``folder``, the manifest apart."""
+    return {
+        file.relative_to(folder).as_posix(): sha256_file(file)
+        for file in sorted(Path(folder).rglob("*"))
+        if file.is_file() and file.name not in leave_out
+    }
