@@ -1,1 +1,1 @@
-"""."""
+"""The training loop, its checkpoints, seeds, precision and progress."""

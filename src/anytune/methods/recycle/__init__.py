@@ -1,1 +1,1 @@
-"""."""
+"""Methods for carrying tuned weights over to an upgraded base: one file each."""

@@ -1,1 +1,1 @@
-"""."""
+"""Methods for fine-tuning a base on a task: one file each."""

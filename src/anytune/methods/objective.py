@@ -1,0 +1,80 @@
+"""Plain objectives: what training means before any method changes it.
+
+Each has ``forward(model, batch) -> output`` and ``terms(output, batch) -> {"loss": scalar}``, the scalar being the mean
+over the micro-batch's items. Only keys a model takes are handed to it, so nothing is swallowed without an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from anytune.methods.protocol import Batch, Terms
+from anytune.models.anatomy import Anatomy
+from anytune.models.language_modelling import causal_lm_logits, masked_lm_logits
+
+#: The batch keys that are inputs of a model; everything else (labels, counts, indices) stays outside.
+MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def model_inputs(batch: Batch) -> dict[str, Tensor]:
+    """The part of a batch that is input to the model."""
+    return {key: batch[key] for key in MODEL_INPUTS if key in batch}
+
+
+def upcast(values: Tensor) -> Tensor:
+    """Half precision to fp32, for sums and losses; fp32 and fp64 stay as they are."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy of ``logits [b, classes]`` against ``labels [b]``."""
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's output, with ``.logits``."""
+        return model(**model_inputs(batch))
+
+    def terms(self, output: Any, batch: Batch) -> Terms:
+        """``{"loss": mean over examples}``."""
+        return {"loss": functional.cross_entropy(upcast(output.logits), batch["labels"])}
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Squared error of ``logits [b, 1]`` against ``labels [b]``.
+
+    """
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's output, with ``.logits``."""
+        return model(**model_inputs(batch))
+
+    def terms(self, output: Any, batch: Batch) -> Terms:
+        """``{"loss": mean over examples}``."""
+        predicted = upcast(output.logits).squeeze(-1)
+        return {"loss": functional.mse_loss(predicted, batch["labels"].to(predicted.dtype))}
+
+
+@dataclass(frozen=True)
+class LanguageModelling:
+    """Masked or causal language modelling; the vocabulary head is computed only where a label is.
+
+    That gives exactly the loss of the stock forward: positions with label -100 do not enter it.
+    """
+
+    anatomy: Anatomy
+
+    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """``(logits [scored, vocabulary], labels [scored])``."""
+        logits = causal_lm_logits if self.anatomy.objective == "clm" else masked_lm_logits
+        return logits(model, batch, self.anatomy)
+
+    def terms(self, output: tuple[Tensor, Tensor], batch: Batch) -> Terms:
+        """``{"loss": mean over scored tokens}``, in nats."""
+        logits, labels = output
+        return {"loss": functional.cross_entropy(upcast(logits), labels)}

@@ -1,0 +1,216 @@
+"""The protocol of a method: a few hooks around plain training, every one optional.
+
+The loop calls them in this order (``engine/loop.py`` is this text as code)::
+
+    model = method.prepare(model, run)                  # wrap, freeze, re-initialise, take anchors
+    step  = StepModule(model, methods, objective)       # forward(batch) -> named loss terms
+    for stage in method.stages():                       # one by default
+        optimizer = AdamW(method.param_groups(model, groups))
+        for batch in batches:
+            on the first micro-batch of a step:
+                method.before_step(model)
+            batch = method.prepare_batch(batch)
+            terms = step(batch)         # output = method.forward(model, batch); terms = method.objective(...)
+            backward(sum(terms))        # weighted by items, over the whole step
+            on the last micro-batch of a step:
+                method.after_backward(model)            # gradients complete and reduced, before clipping
+                clip; optimizer.step()
+                method.after_step(model)
+    model = method.finish(model, run)                   # unwrap, keep what the next domain needs
+
+Two rules keep methods composable and correct. All state lives in the method object, never in a module, a class or a
+global. And a loss term is a *mean over the items of its micro-batch* (examples, or scored tokens): the loop weights
+micro-batches by their share of the step's items, so that accumulating k batches of b equals one batch of k * b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from anytune.errors import MethodError
+
+if TYPE_CHECKING:
+    from anytune.models.anatomy import Anatomy
+
+Room = Literal["pretrain", "tune", "transfer", "recycle"]
+Batch = dict[str, Any]
+Terms = dict[str, Tensor]
+
+#: Hooks of which one run can have only one owner; two methods that both define one collide.
+EXCLUSIVE_HOOKS = ("forward", "stages")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run with its own optimizer. ``share`` is its part of the run's steps; the shares add up to one."""
+
+    name: str = "train"
+    share: float = 1.0
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a method may know about the run it is part of."""
+
+    seed: int
+    #: optimizer steps of the whole run, all stages together
+    steps: int
+    anatomy: Anatomy
+    #: state-dict names the base file does not hold (a freshly made pooler included): always trained, saved and moved
+    head_names: Sequence[str] = ()
+    #: recycle methods only: puts the outdated weights, already moved to this base, into the model; may wrap it (PEFT)
+    install_outdated: Callable[[nn.Module], nn.Module] | None = None
+    #: ``pass_over(fn)`` calls ``fn(batch)`` for one epoch of training batches, in evaluation order
+    pass_over: Callable[[Callable[[Batch], None]], None] | None = None
+    #: a place for what is costly to compute and may be computed again
+    cache: dict[str, Any] = field(default_factory=dict)
+
+
+class Method:
+    """Base class of every method; each hook does nothing by default.
+
+    A method is a dataclass whose fields are its settings: typed, with limits, they become the recipe schema and the
+    ``--set`` options. ``room`` and ``name`` are set by the registry from where the file stands.
+    """
+
+    room: ClassVar[Room]
+    name: ClassVar[str]
+    #: False for methods that only move weights (the loop is not entered, steps must be 0)
+    trains: ClassVar[bool] = True
+    #: settings under which the method equals plain training bit for bit, or None with the reason beside it
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    neutral_reason: ClassVar[str] = ""
+    #: training settings this method suggests (a recipe's own always win), for example {"learning_rate": 1e-3}
+    suggests: ClassVar[Mapping[str, Any]] = {}
+
+    def prepare(self, model: nn.Module, run: Run) -> nn.Module:
+        """Wrap, freeze or re-initialise the model before training; returns the model to train."""
+        return model
+
+    def stages(self) -> Sequence[Stage]:
+        """The stages of the run, in order."""
+        return (Stage(),)
+
+    def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Split or change the optimizer's parameter groups (each: ``params``, ``lr``, ``weight_decay``, ``names``)."""
+        return groups
+
+    def before_step(self, model: nn.Module) -> None:
+        """Called once per optimizer step, before its first micro-batch: draw a mask, perturb."""
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """Change a micro-batch: double it, add cached teacher rows."""
+        return batch
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Replace the forward pass; the output must suit the run's objective."""
+        raise NotImplementedError
+
+    def objective(self, model: nn.Module, batch: Batch, output: Any, terms: Terms) -> Terms:
+        """Add to or change the loss terms (each a scalar, a mean over the micro-batch's items)."""
+        return terms
+
+    def after_backward(self, model: nn.Module) -> None:
+        """Gradients are complete and reduced over processes; clipping comes next."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """The optimizer has stepped."""
+
+    def finish(self, model: nn.Module, run: Run) -> nn.Module:
+        """Take off what ``prepare`` put on; returns the model to evaluate and save."""
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs: tensors and JSON-able values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+
+    def carry_state(self) -> dict[str, Tensor]:
+        """Tensors the next domain needs (a Fisher, a replay buffer), stored with the base."""
+        return {}
+
+
+def overrides(method: Method, hook: str) -> bool:
+    """Whether the method defines this hook itself."""
+    return getattr(type(method), hook) is not getattr(Method, hook)
+
+
+def check_composition(methods: Sequence[Method]) -> None:
+    """Refuse two methods that claim the same exclusive hook, or the same method twice.
+
+    Raises:
+        MethodError: names both methods and the hook.
+    """
+    seen: set[str] = set()
+    for method in methods:
+        if method.name in seen:
+            raise MethodError(f"method '{method.name}' is given twice", fix=f"--method {method.name} once")
+        seen.add(method.name)
+    for hook in EXCLUSIVE_HOOKS:
+        owners = [method.name for method in methods if overrides(method, hook)]
+        if len(owners) > 1:
+            raise MethodError(
+                f"methods '{owners[0]}' and '{owners[1]}' cannot be combined: both replace '{hook}'",
+                why="Only one method of a run can own that part of training.",
+                fix=f"--method {owners[0]}   or   --method {owners[1]}",
+            )
+
+
+class StepModule(nn.Module):
+    """One module whose ``forward(batch)`` gives named loss terms; only this is handed to DDP, FSDP or a Trainer.
+
+    Calling a submodule past it would leave gradients different on each process without an error.
+
+    Args:
+        model: what is trained.
+        methods: in the order given by the user.
+        objective: the plain objective of the job (classification, masked language modelling, ...).
+        autocast: context factory for mixed precision, entered around the forward pass and the losses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: Sequence[Method],
+        objective: Any,
+        autocast: Callable[[], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_composition(methods)
+        self.model = model
+        self.methods = tuple(methods)
+        self.plain = objective
+        self._forward = next((method.forward for method in methods if overrides(method, "forward")), objective.forward)
+        self._objectives = [method.objective for method in methods if overrides(method, "objective")]
+        self._autocast = autocast
+
+    def forward(self, batch: Batch) -> Terms:
+        """Named loss terms of one micro-batch, each a scalar tensor."""
+        if self._autocast is None:
+            return self._terms(batch)
+        with self._autocast():
+            return self._terms(batch)
+
+    def _terms(self, batch: Batch) -> Terms:
+        output = self._forward(self.model, batch)
+        terms: Terms = self.plain.terms(output, batch)
+        for objective in self._objectives:
+            terms = objective(self.model, batch, output, terms)
+        return terms
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that is trained."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def total(terms: Terms) -> Tensor:
+    """The sum of the loss terms, in a fixed order."""
+    return torch.stack([terms[name].float() if terms[name].dtype != torch.float64 else terms[name] for name in terms]).sum()
