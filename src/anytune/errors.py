@@ -63,9 +63,10 @@ class TrainingError(AnytuneError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``word``, or None if none is near: ``nearest("lerning_rate", [...]) -> "learning_rate"``."""
-    found = difflib.get_close_matches(word.lower(), {choice.lower(): choice for choice in choices}, n=1, cutoff=0.6)
-    return next((choice for choice in choices if found and choice.lower() == found[0]), None)
+    """The choice most like ``word``, or None if none is near: ``nearest("lerning_rate", ...) -> "learning_rate"``."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return by_lower[found[0]] if found else None
 
 
 def unknown(kind: str, word: str, choices: Iterable[str], error: type[AnytuneError] = AnytuneError) -> AnytuneError:

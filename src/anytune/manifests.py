@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from anytune.errors import StoreError
 
 MANIFEST_NAME = "anytune.json"
+#: The run's log lies beside the weights and is not part of the content: it holds times, which differ from run to run.
+METRICS_NAME = "metrics.jsonl"
 FORMAT_VERSION = 1
 PARTIAL_PREFIX = ".partial-"
 
@@ -141,6 +143,8 @@ class Manifest(_Record):
     scores: dict[str, dict[str, float | None]] = Field(default_factory=dict)
     curve: list[CurvePoint] = Field(default_factory=list)
     steps: int = 0
+    #: the step whose weights are stored (best on validation, or the last)
+    best_step: int = 0
     seconds: float = 0.0
     examples: int = 0
     tokens: int = 0
@@ -193,7 +197,7 @@ def read_manifest(folder: Path) -> Manifest:
             why="Every base and delta carries a manifest; this folder has none.",
             fix="anytune store import FOLDER --base BASE   (adopts a plain PEFT folder)",
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:  # ValueError: no UTF-8, no JSON, 5000-digit numbers
         raise StoreError(f"cannot read {path}: {problem}", why="The manifest is damaged.") from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -211,25 +215,42 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``folder/anytune.json`` atomically."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    write_atomic(Path(folder) / MANIFEST_NAME, (text + "\n").encode())
+    """Write ``folder/anytune.json`` atomically; NaN and infinity, which JSON lacks, become null.
+
+    Raises:
+        StoreError: it cannot be written, or it could not be read again (null where a number is needed, as in the
+            outputs of a probe; half a character).
+    """
+    path = Path(folder) / MANIFEST_NAME
+    try:
+        content = json.loads(manifest.model_dump_json())  # the one dump that turns NaN into null everywhere
+        Manifest.model_validate(content)
+        text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        data = (text + "\n").encode()
+    except (ValueError, TypeError, RecursionError) as problem:
+        raise StoreError(
+            f"the manifest of '{manifest.name}' cannot be written as JSON: {problem}",
+            why="It could not be read again, and the artefact would be lost.",
+            fix="finite numbers, and None where a score is undefined",
+        ) from problem
+    write_atomic(path, data)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that readers see the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}-{secrets.token_hex(4)}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         partial.replace(path)
     except OSError as problem:
+        raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from problem
+    finally:  # also when interrupted; after the replace there is nothing left to delete
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from problem
 
 
 @contextlib.contextmanager
@@ -275,9 +296,6 @@ def _sync(path: Path) -> None:
 
 
 def file_hashes(folder: Path, leave_out: Mapping[str, Any] | tuple[str, ...] = (MANIFEST_NAME,)) -> dict[str, str]:
-    """Relative name -> SHA-256 of every file below ``folder``, the manifest apart."""
-    return {
-        file.relative_to(folder).as_posix(): sha256_file(file)
-        for file in sorted(Path(folder).rglob("*"))
-        if file.is_file() and file.name not in leave_out
-    }
+    """Relative name -> SHA-256 of every file below ``folder``, apart from those named (by default the manifest)."""
+    names = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}
+    return {name: sha256_file(file) for name, file in names.items() if name not in leave_out}
