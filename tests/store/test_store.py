@@ -1,0 +1,475 @@
+"""store.py: adding, finding, relations, removing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from anytune.errors import StoreError
+from anytune.manifests import MANIFEST_NAME, Manifest, read_manifest
+from anytune.store import Entry, Store, folders
+from tests.store.conftest import base_manifest, delta_manifest, parent, put, writing
+
+
+def names(place: Path) -> list[str]:
+    return sorted(os.listdir(place)) if place.exists() else []
+
+
+# Opening
+
+
+def test_opening_a_store_that_does_not_exist_writes_nothing(tmp_path):
+    store = Store(tmp_path / "deep" / "store")
+    assert store.find() == []
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_is_no_store(tmp_path, create):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="is a file"):
+        Store(tmp_path / "file", create=create)
+
+
+def test_a_store_below_a_file_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write"):
+        Store(tmp_path / "file" / "store")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: False)
+    with pytest.raises(StoreError, match="not writable"):
+        Store(tmp_path / "store")
+
+
+def test_a_store_that_cannot_be_written_can_still_be_read(store, monkeypatch):
+    put(store, delta_manifest())
+    monkeypatch.setattr(folders.os, "access", lambda path, mode: False)
+    assert len(Store(store.folder, create=False).find()) == 1
+
+
+def test_opening_what_is_not_there_without_creating_is_an_error(tmp_path):
+    with pytest.raises(StoreError, match="no store at"):
+        Store(tmp_path / "nothing", create=False)
+
+
+# Adding
+
+
+def test_an_artefact_is_added_with_hashes_an_id_and_a_safe_name(store):
+    manifest = delta_manifest(name="my task/x")
+    folder = store.add(manifest, writing(b"abc", "part/weights.bin"))
+    entry = store.get(folder)
+    assert folder == store.folder / "deltas" / f"my-task-x-{entry.id[:12]}"
+    assert len(entry.id) == 64
+    assert list(entry.manifest.files) == ["part/weights.bin"]
+    assert (manifest.id, manifest.name, manifest.files) == (entry.id, "my-task-x", entry.manifest.files)
+    assert (folder / "part" / "weights.bin").read_bytes() == b"abc"
+    store.verify(entry)
+
+
+def test_the_same_artefact_is_not_doubled_even_under_another_name(store):
+    first = store.add(delta_manifest(name="one"), writing())
+    second = store.add(delta_manifest(name="two"), writing())
+    assert first == second
+    assert names(store.folder / "deltas") == [first.name]
+
+
+@pytest.mark.parametrize("change", [{"run": "other"}, {"content": b"other"}, {"kind": "base"}])
+def test_another_kind_run_or_content_is_another_artefact(store, change):
+    first = store.add(delta_manifest(run="r"), writing())
+    manifest = base_manifest(run="r") if "kind" in change else delta_manifest(run=change.get("run", "r"))
+    assert store.add(manifest, writing(change.get("content", b"weights"))) != first
+    assert len(store.find()) == 2
+
+
+def test_adding_again_heals_a_damaged_artefact(store):
+    folder = store.add(delta_manifest(), writing())
+    (folder / "weights.bin").write_bytes(b"wei")
+    assert store.add(delta_manifest(), writing()) == folder
+    store.verify(store.get(folder))
+    assert names(store.folder / "deltas") == [folder.name]
+
+
+def test_scores_without_weights_are_told_apart_by_their_run(store):
+    first = store.add(delta_manifest(form="scores", run="one"), lambda folder: None)
+    second = store.add(delta_manifest(form="scores", run="two"), lambda folder: None)
+    assert first != second
+    with pytest.raises(StoreError, match="neither files nor a run key"):
+        store.add(delta_manifest(form="scores"), lambda folder: None)
+
+
+def test_an_absolute_path_is_refused_before_anything_is_written(store):
+    with pytest.raises(StoreError, match=r"recipe\.base"):
+        store.add(delta_manifest(recipe={"base": "/home/me/m"}), writing())
+    assert names(store.folder) == []
+
+
+def test_a_link_among_the_files_is_refused(store):
+    with pytest.raises(StoreError, match="weights is a link"):
+        store.add(delta_manifest(), lambda folder: (folder / "weights").symlink_to("/etc/hostname"))
+    assert names(store.folder / "deltas") == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "shown"),
+    [
+        (ValueError("bad weights"), ValueError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), StoreError),
+        (SafetensorError("No space left on device"), StoreError),
+    ],
+)
+def test_a_write_that_fails_leaves_no_artefact_and_earlier_ones_whole(store, problem, shown):
+    earlier = put(store, delta_manifest(name="earlier"))
+
+    def write(folder: Path) -> None:
+        (folder / "weights.bin").write_bytes(b"half")
+        raise problem
+
+    with pytest.raises(shown) as caught:
+        store.add(delta_manifest(name="later"), write)
+    assert "No space left" in str(caught.value) or shown is not StoreError
+    assert names(store.folder / "deltas") == [earlier.reference]
+    store.verify(earlier)
+
+
+def test_a_disk_that_fills_up_at_the_last_moment_leaves_nothing(store, monkeypatch):
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(StoreError, match="No space left"):
+        store.add(delta_manifest(), writing())
+    assert names(store.folder / "deltas") == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_store_error(store, monkeypatch):
+    def read_only(self, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(StoreError, match="Read-only"):
+        store.add(delta_manifest(), writing())
+    with pytest.raises(StoreError, match="Read-only"):
+        store.work("key")
+
+
+ADDER = """
+import os, signal, sys
+from pathlib import Path
+from anytune.manifests import BaseIdentity, Manifest
+from anytune.store import Store
+store, first, last, dies = Store(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "dies"
+def write(folder):
+    (folder / "weights.bin").write_bytes(str(index).encode())
+    if dies and index == last - 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+for index in range(first, last):
+    manifest = Manifest(kind="delta", name=f"{sys.argv[4]}-{index}", base=BaseIdentity(backbone="a" * 64))
+    store.add(manifest, write)
+"""
+
+
+def adder(store: Store, first: int, last: int, name: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", ADDER, str(store.folder), str(first), str(last), name])
+
+
+def test_a_killed_process_leaves_no_visible_artefact_and_earlier_ones_whole(store):
+    assert adder(store, 0, 3, "dies").wait() == -signal.SIGKILL
+    entries = Store(store.folder).find()
+    assert [entry.name for entry in entries] == ["dies-0", "dies-1"]
+    for entry in entries:
+        store.verify(entry)
+    assert store.problems() == []
+    assert any(name.startswith(".partial-dies-2") for name in names(store.folder / "deltas"))
+
+
+def test_two_processes_adding_at_once_lose_and_double_nothing(store):
+    # 0..19 and 10..29: ten artefacts are the same in both, under different names.
+    running = [adder(store, 0, 20, "one"), adder(store, 10, 30, "two")]
+    assert [process.wait() for process in running] == [0, 0]
+    entries = store.find()
+    assert sorted(int((entry.folder / "weights.bin").read_text()) for entry in entries) == list(range(30))
+    assert len(names(store.folder / "deltas")) == 30
+    assert store.problems() == []
+
+
+# Leftovers and work
+
+
+def test_old_leftovers_go_at_opening_and_young_ones_stay(store):
+    folder = put(store, delta_manifest()).folder
+    long_ago = time.time() - 2 * folders.LEFTOVER_AGE
+    for name in ("old", "young", "busy"):
+        partial = folder.parent / f".partial-{name}"
+        partial.mkdir()
+        (partial / "weights.bin").write_bytes(b"half")
+        if name == "old":
+            os.utime(partial / "weights.bin", (long_ago, long_ago))
+        if name != "young":
+            os.utime(partial, (long_ago, long_ago))  # "busy": an old folder with a file still being written
+    work = store.work("run")
+    (work / ".partial-step").mkdir()
+    os.utime(work / ".partial-step", (long_ago, long_ago))
+    Store(store.folder)
+    assert names(folder.parent) == [".partial-busy", ".partial-young", folder.name]
+    assert names(work) == []
+
+
+def test_a_run_finds_its_work_folder_again_until_it_ends(store):
+    folder = store.work("ab" * 32)
+    (folder / "step-1").mkdir()
+    assert Store(store.folder).work("ab" * 32) == folder
+    assert names(folder) == ["step-1"]
+    assert store.find() == []
+    store.end_work("ab" * 32)
+    store.end_work("ab" * 32)
+    assert not folder.exists()
+
+
+def test_a_work_folder_cannot_leave_the_store(store):
+    assert store.work("../../x").parent == store.folder / ".work"
+
+
+# Finding
+
+
+def test_every_filter_finds_what_it_names_and_nothing_else(store):
+    wanted = put(
+        store, delta_manifest("w", method="tune/full", seed=3, run="r1", tags={"arm": "fresh", "upgrade": "v1"})
+    )
+    put(store, delta_manifest("o", digit="b", method="lora", form="peft", task={"name": "foldoc"}, tags={"arm": "x"}))
+    put(store, base_manifest())
+    for filters in (
+        {"task": "hpo"},
+        {"base": "a" * 8, "kind": "delta"},
+        {"base": wanted.manifest.base, "kind": "delta"},
+        {"method": "tune/full"},
+        {"method": "full"},
+        {"seed": 3},
+        {"tags": {"arm": "fresh"}},
+        {"tags": {"arm": "fresh", "upgrade": "v1"}},
+        {"run": "r1"},
+        {"form": "full"},
+    ):
+        assert [entry.name for entry in store.find(**filters)] == ["w"], filters
+    for filters in ({"task": "hp"}, {"base": "aaa"}, {"method": "tune/lora"}, {"seed": 4}, {"tags": {"arm": "v1"}}):
+        assert "w" not in [entry.name for entry in store.find(**filters)], filters
+    assert [entry.name for entry in store.find("base")] == ["v0"]
+    assert store.find(base="") == store.find("neither") == []
+
+
+def test_artefacts_come_oldest_first_then_by_name(store):
+    for name, created in (("b", "2026-01-02"), ("c", "2026-01-01"), ("a", "2026-01-02")):
+        put(store, delta_manifest(name, created=created))
+    assert [entry.name for entry in store.find()] == ["c", "a", "b"]
+
+
+def test_the_best_is_the_highest_score_or_the_lowest_error_and_the_earliest_of_equals(store):
+    for index, (score, mse) in enumerate([(0.5, 3.0), (0.9, 2.0), (0.9, 1.0), (None, None)]):
+        entry = put(store, delta_manifest(f"d{index}", score=score, created=f"2026-01-0{index + 1}"))
+        store.update(entry, scores={"test": {"mse": mse}})
+    entries = store.find()
+    assert store.best(entries).name == "d1"
+    assert store.best(entries, "test", "mse").name == "d2"
+
+
+def test_the_best_of_nothing_or_of_several_metrics_is_an_error(store):
+    put(store, delta_manifest("one"))
+    put(store, delta_manifest("two", task={"name": "sts", "metric": "pearson"}))
+    with pytest.raises(StoreError, match="accuracy, pearson"):
+        store.best(store.find())
+    with pytest.raises(StoreError, match="Known scores: validation/accuracy"):
+        store.best(store.find(task="hpo"), "test")
+    with pytest.raises(StoreError, match="none of 0"):
+        store.best([])
+
+
+def test_an_artefact_is_got_by_folder_name_name_id_prefix_and_path(store, tmp_path):
+    entry = put(store, delta_manifest("my name"))
+    put(store, delta_manifest("other"))
+    for reference in (entry.reference, "my-name", "my name", entry.id, entry.id[:6], entry.id[:6].upper()):
+        assert store.get(reference).folder == entry.folder, reference
+    outside = shutil.copytree(entry.folder, tmp_path / "outside")
+    assert store.get(str(outside)).folder == outside
+    assert store.get(outside).id == entry.id
+
+
+def test_an_ambiguous_reference_lists_what_to_type(store):
+    entries = [put(store, delta_manifest("same", seed=seed)) for seed in (0, 1)]
+    with pytest.raises(StoreError, match="means 2 artefacts") as caught:
+        store.get("same")
+    assert all(entry.reference in caught.value.what for entry in entries)
+    assert store.get(caught.value.fix).name == "same"
+
+
+def test_a_missing_reference_suggests_the_near_name(store):
+    put(store, delta_manifest("hpo-full"))
+    with pytest.raises(StoreError, match="no artefact 'hpo-ful'") as caught:
+        store.get("hpo-ful")
+    assert "hpo-full" in caught.value.fix
+    with pytest.raises(StoreError, match="at least 4 digits"):
+        store.get("abc")
+    with pytest.raises(StoreError, match="no artefact ''"):
+        store.get("")
+
+
+def test_an_empty_store_says_that_it_is_empty(store):
+    with pytest.raises(StoreError, match="the store is empty"):
+        store.get("anything")
+
+
+def test_a_folder_without_a_manifest_is_no_artefact(store, tmp_path):
+    with pytest.raises(StoreError, match="store import"):
+        store.get(tmp_path)
+
+
+def test_damaged_artefacts_are_problems_and_never_fatal(store):
+    whole = put(store, delta_manifest("whole"))
+    deltas = whole.folder.parent
+    for name, text in (("cut", '{"kind": "del'), ("list", "[]"), ("bytes", "\udcff")):
+        (deltas / name).mkdir()
+        (deltas / name / MANIFEST_NAME).write_bytes(text.encode("utf-8", "surrogateescape"))
+    (deltas / "bare").mkdir()
+    (deltas / "stray.txt").write_text("not a folder")
+    lacking = put(store, delta_manifest("lacking"))
+    (lacking.folder / "weights.bin").unlink()
+    shutil.copytree(whole.folder, deltas / "zcopy")
+    assert [entry.name for entry in store.find()] == ["lacking", "whole"]
+    problems = {folder.name: message for folder, message in store.problems()}
+    assert sorted(problems) == sorted(["bare", "bytes", "cut", "list", lacking.reference, "zcopy"])
+    assert problems[lacking.reference] == "missing weights.bin"
+    assert problems["zcopy"] == f"a copy of {whole.reference}"
+
+
+def test_a_copied_store_holds_the_same(store, tmp_path):
+    base = put(store, base_manifest())
+    put(store, delta_manifest(parents=[parent(base)]))
+    copy = Store(shutil.copytree(store.folder, tmp_path / "copy"))
+    assert [entry.id for entry in copy.find()] == [entry.id for entry in store.find()]
+    assert copy.base_of(copy.find("delta")[0].manifest) == copy.folder / "bases" / base.reference
+
+
+def test_five_hundred_artefacts_are_listed_within_a_second(store):
+    entry = put(store, delta_manifest("d"))
+    for index in range(500):
+        manifest = entry.manifest.model_copy(update={"id": f"{index:064x}"})
+        folder = entry.folder.parent / f"d{index}"
+        folder.mkdir()
+        (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
+    begin = time.perf_counter()
+    assert len(store.find()) == 501
+    assert time.perf_counter() - begin < 1.0
+
+
+# Relations
+
+
+def test_the_base_is_found_by_its_backbone_whatever_its_name(store):
+    put(store, base_manifest("other", "b"))
+    base = put(store, base_manifest("v0", "a"))
+    assert store.base_of(delta_manifest(digit="a")) == base.folder
+    assert store.base_of(delta_manifest(digit="c")) is None
+    assert store.base_of(delta_manifest(digit="")) is None
+
+
+def test_of_bases_with_one_backbone_the_named_parent_is_taken_else_the_most_alike(store):
+    first = put(store, base_manifest("first", created="2026-01-01"))
+    second_manifest = base_manifest("second", created="2026-01-02")
+    second_manifest.base.vocabulary = "words"
+    second = put(store, second_manifest)
+    plain = delta_manifest()
+    assert store.base_of(plain) == first.folder
+    alike = delta_manifest()
+    alike.base.vocabulary = "words"
+    assert store.base_of(alike) == second.folder
+    assert store.base_of(delta_manifest(parents=[parent(second)])) == second.folder
+
+
+def test_lineage_goes_all_the_way_up_nearest_first(store):
+    v0 = put(store, base_manifest("v0", "a"))
+    v1 = put(store, base_manifest("v1", "b", parents=[parent(v0)]))
+    old = put(store, delta_manifest("old", "a"))  # its base is known by content alone
+    new = put(store, delta_manifest("new", "b", parents=[parent(v1), parent(old)]))
+    assert [entry.name for entry in store.lineage(new)] == ["v1", "old", "v0"]
+    assert [entry.name for entry in store.parents(old)] == ["v0"]
+    assert sorted(entry.name for entry in store.children(v0)) == ["old", "v1"]
+    assert store.lineage(v0) == store.children(new) == []
+
+
+def rewrite(entry: Entry, **fields) -> None:
+    (entry.folder / MANIFEST_NAME).write_text(
+        Manifest.model_validate({**entry.manifest.model_dump(), **fields}).model_dump_json()
+    )
+
+
+def test_a_cycle_in_edited_manifests_ends(store):
+    one, two = put(store, base_manifest("one", "a")), put(store, base_manifest("two", "b"))
+    rewrite(one, parents=[parent(two), parent(one)])
+    rewrite(two, parents=[parent(one)])
+    assert [entry.name for entry in store.lineage(store.get("one"))] == ["two"]
+    assert [entry.name for entry in store.children(store.get("one"))] == ["two"]
+
+
+# Changing and removing
+
+
+def test_an_update_adds_to_the_manifest_and_keeps_the_rest(store):
+    entry = put(store, delta_manifest(tags={"arm": "fresh"}, notes=["first"]))
+    rewrite(entry, invented_later=1)
+    changed = store.update(
+        entry, scores={"test": {"accuracy": 0.7}}, tags={"upgrade": "v1"}, notes=["second", "first"]
+    )
+    found = store.get(entry.id)
+    assert found == changed
+    assert found.manifest.scores == {"validation": {"accuracy": 0.5}, "test": {"accuracy": 0.7}}
+    assert found.manifest.tags == {"arm": "fresh", "upgrade": "v1"}
+    assert found.manifest.notes == ["first", "second"]
+    assert found.manifest.model_extra == {"invented_later": 1}
+    assert found.id == entry.id
+    store.verify(found)
+
+
+def test_updates_through_a_stale_entry_lose_nothing(store):
+    entry = put(store, delta_manifest())
+    store.update(entry, scores={"test": {"accuracy": 0.7}})
+    store.update(entry, scores={"test": {"macro_f1": 0.6}})
+    assert read_manifest(entry.folder).scores["test"] == {"accuracy": 0.7, "macro_f1": 0.6}
+
+
+def test_an_update_refuses_an_absolute_path_and_changes_nothing(store):
+    entry = put(store, delta_manifest())
+    with pytest.raises(StoreError, match="absolute path"):
+        store.update(entry, notes=["from /home/me/m"])
+    assert read_manifest(entry.folder) == entry.manifest
+
+
+def test_a_parent_is_not_removed_without_force(store):
+    base = put(store, base_manifest())
+    delta = put(store, delta_manifest(parents=[parent(base)]))
+    with pytest.raises(StoreError, match=f"a parent of 1 other.*{delta.reference}"):
+        store.remove(base)
+    assert base.folder.exists()
+    store.remove(base, force=True)
+    assert [entry.name for entry in store.find()] == [delta.name]
+    store.remove(delta)
+    assert names(store.folder / "deltas") == []
+
+
+def test_only_what_is_in_the_store_is_removed(store, tmp_path):
+    entry = put(store, delta_manifest())
+    outside = shutil.copytree(entry.folder, tmp_path / "a" / "deltas" / "outside")
+    with pytest.raises(StoreError, match="not in the store"):
+        store.remove(store.get(outside))
+    assert outside.exists()
