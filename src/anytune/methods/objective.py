@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from anytune.methods.protocol import Batch, Terms
 from anytune.models.anatomy import Anatomy
-from anytune.models.language_modelling import causal_lm_logits, masked_lm_logits
+from anytune.models.language_modelling import language_model_loss
 
 #: The batch keys that are inputs of a model; everything else (labels, counts, indices) stays outside.
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -69,12 +69,10 @@ class LanguageModelling:
 
     anatomy: Anatomy
 
-    def forward(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """``(logits [scored, vocabulary], labels [scored])``."""
-        logits = causal_lm_logits if self.anatomy.objective == "clm" else masked_lm_logits
-        return logits(model, batch, self.anatomy)
+    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss itself: mean over scored tokens, in nats."""
+        return language_model_loss(model, batch, self.anatomy)
 
-    def terms(self, output: tuple[Tensor, Tensor], batch: Batch) -> Terms:
-        """``{"loss": mean over scored tokens}``, in nats."""
-        logits, labels = output
-        return {"loss": functional.cross_entropy(upcast(logits), labels)}
+    def terms(self, output: Tensor, batch: Batch) -> Terms:
+        """``{"loss": mean over scored tokens}``."""
+        return {"loss": output}

@@ -1,0 +1,122 @@
+"""Open what a user names: a base, a delta, a task, a domain; and find the base a delta belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from anytune.data.domains import Domain, load_domain
+from anytune.data.samples import sample_folder
+from anytune.data.tasks import Task, load_task
+from anytune.errors import AnytuneError, StoreError, WrongBaseError
+from anytune.manifests import BaseIdentity, Manifest
+from anytune.models.base import Base, load_base
+from anytune.models.fingerprint import known_folders
+from anytune.store import Entry, Store
+
+DEFAULT_STORE = "anytune-store"
+
+
+def open_store(store: Store | str | Path | None, create: bool = True) -> Store:
+    """The store: a folder name, a Store, or None for ``anytune-store`` in the current folder."""
+    return store if isinstance(store, Store) else Store(store or DEFAULT_STORE, create=create)
+
+
+def open_base(reference: Base | Entry | str | Path, store: Store | None = None) -> Base:
+    """A base by ``sample:NAME``, a folder, the name or id of a base in the store, or a hub id.
+
+    Raises:
+        BaseError: nothing of that name is a base; the message lists where was looked.
+    """
+    if isinstance(reference, Base):
+        return reference
+    if isinstance(reference, Entry):
+        return load_base(reference.folder, resolve_sample=sample_folder)
+    text = str(reference)
+    if store is not None and not text.startswith("sample:") and not Path(text).exists():
+        try:
+            found = store.get(text)
+        except StoreError:
+            pass
+        else:
+            if found.manifest.kind == "base":
+                return load_base(found.folder, resolve_sample=sample_folder)
+    return load_base(reference, resolve_sample=sample_folder)
+
+
+def open_delta(reference: Entry | str | Path, store: Store) -> Entry:
+    """A delta by name, id or folder.
+
+    Raises:
+        StoreError: there is none, there are several, or the name is that of a base.
+    """
+    entry = reference if isinstance(reference, Entry) else store.get(reference)
+    if entry.manifest.kind != "delta":
+        raise StoreError(
+            f"'{entry.reference}' is a {entry.manifest.kind}, not a delta",
+            why="A delta is what tuning a task on a base produced.",
+            fix=f"anytune store list --kind delta --store {store.folder}",
+        )
+    return entry
+
+
+def open_task(source: Task | str | Path | dict[str, Any], **options: Any) -> Task:
+    """A task from a file, a folder of splits, ``sample:NAME`` or a datasets id (see ``data.tasks.load_task``)."""
+    return source if isinstance(source, Task) else load_task(source, **options)
+
+
+def open_domain(source: Domain | str | Path, **options: Any) -> Domain:
+    """A domain from a file or ``sample:NAME`` (see ``data.domains.load_domain``)."""
+    return source if isinstance(source, Domain) else load_domain(source, **options)
+
+
+def base_of_delta(
+    entry: Entry, store: Store, base: Base | Entry | str | Path | None = None, *, allow_other_base: bool = False
+) -> Base:
+    """The base a delta belongs to: the one given (checked), or found by its fingerprint.
+
+    It is looked for in the delta's own store, then by its ``sample:`` name or hub id, then among the folders this
+    machine has seen. No path stands in a manifest, so nothing else could be followed.
+
+    Raises:
+        WrongBaseError: the base given has another backbone; both are named, with the command that moves the delta.
+        StoreError: no base is given and none with this fingerprint is to be found.
+    """
+    wanted = entry.manifest.base
+    if base is not None:
+        given = open_base(base, store)
+        if given.identity.backbone != wanted.backbone and not allow_other_base:
+            raise wrong_base(entry.manifest, given.identity, entry.reference)
+        return given
+    folder = store.base_of(entry.manifest) or _beside(entry)
+    if folder is not None:
+        return load_base(folder, resolve_sample=sample_folder)
+    for place in [wanted.ref, *known_folders(wanted.backbone)]:
+        if place is None:
+            continue
+        try:
+            candidate = load_base(place, resolve_sample=sample_folder)
+        except AnytuneError:
+            continue
+        if candidate.identity.backbone == wanted.backbone:
+            return candidate
+    raise StoreError(
+        f"the base of '{entry.reference}' is not here: {wanted.short}",
+        why="A delta is a difference from its base and means nothing without it.",
+        fix="--base FOLDER   (the folder or hub id of that base)",
+    )
+
+
+def wrong_base(manifest: Manifest, given: BaseIdentity, reference: str) -> WrongBaseError:
+    """The error for a delta about to be put onto another base: names both and what to type."""
+    return WrongBaseError(
+        f"delta '{reference}' belongs to base {manifest.base.short}, not to {given.short}",
+        why="The weights differ, so the delta would give a model nobody has tested.",
+        fix=f"anytune recycle {reference} --base {given.ref or given.name or 'NEW_BASE'}",
+    )
+
+
+def _beside(entry: Entry) -> Path | None:
+    """The base in the store that the delta's folder stands in, if that is another store than the one given."""
+    root = entry.folder.resolve().parent.parent
+    return Store(root, create=False).base_of(entry.manifest) if (root / "bases").is_dir() else None

@@ -1,0 +1,166 @@
+"""Carry a tuned delta over to an upgraded base: ``anytune recycle``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from anytune.data.tasks import Task
+from anytune.engine.progress import Reporter
+from anytune.engine.settings import TrainingSettings, training_settings
+from anytune.errors import DataError, DeltaError, StoreError
+from anytune.jobs.opening import base_of_delta, open_base, open_delta, open_store, open_task
+from anytune.jobs.tune import Source, check_seeds, recipe_of
+from anytune.jobs.tuning import EncodedTask, Outdated, TuningPlan, load_delta, tune_once
+from anytune.manifests import Manifest
+from anytune.methods import registry
+from anytune.models.adapters import AdapterDelta
+from anytune.models.base import Base
+from anytune.models.delta import FullDelta
+from anytune.store import Entry, Store
+
+
+def recycle(
+    delta: Entry | Source,
+    base: Base | Entry | Source,
+    *,
+    store: Store | Source | None = None,
+    method: str | Mapping[str, Any] = "initialize",
+    tune: str | Sequence[Any] | Mapping[str, Any] | None = None,
+    task: Task | Source | None = None,
+    old_base: Base | Entry | Source | None = None,
+    training: TrainingSettings | Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None,
+    train_size: int | None = None,
+    per_class: int | None = None,
+    keep: str = "weights",
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    reporter: Reporter | None = None,
+    **columns: Any,
+) -> list[Entry]:
+    """Carry ``delta`` over to ``base`` by a recycle method and store the result.
+
+    Args:
+        delta: an outdated delta: name, id or folder.
+        base: the upgraded base.
+        method: "direct" (no training) or "initialize" (start there, then tune), or another recycle method.
+        tune: tune method(s) of the training after it; default: what the delta was tuned with.
+        task: the task's data; default: the task the delta's manifest refers to, if it is a sample or datasets id.
+        old_base: the base the delta belongs to, if it is not found by itself.
+        seeds: default: the delta's own seed.
+        training: default: the settings the delta was tuned with.
+
+    Returns:
+        One store entry per seed.
+
+    Raises:
+        AnytuneError: bad input, bases of different shape (with a reason for each tensor), labels that differ, or
+            missing task data.
+    """
+    place = open_store(store)
+    entry = open_delta(delta, place)
+    old = base_of_delta(entry, place, old_base)
+    new = open_base(base, place)
+    data = _task_of(entry.manifest, task, columns)
+    if train_size or per_class:
+        data = data.subset(train_size=train_size, per_class=per_class, seed=0)
+    check_labels(entry.manifest, data)
+    moved_delta = moved(entry, old, new)
+    given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
+    settings = training_settings({**_inherited(entry.manifest), **given})
+    tuned_by = _tune_methods(entry.manifest, tune, moved_delta)
+    encoded = EncodedTask.of(data, new.tokenizer(), settings.max_length)
+    entries = []
+    for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):
+        recycle_method = registry.parse(method, "recycle")
+        methods = [*recycle_method, *(registry.parse(tuned_by, "tune") if recycle_method[0].trains else [])]
+        plan = TuningPlan(
+            job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
+            outdated=Outdated(entry, moved_delta, new), keep=keep,
+            name=name or f"{data.name}-{methods[0].name}-{new.name}",
+            tags=dict(tags or {"arm": methods[0].name}),
+            recipe=recipe_of("recycle", base=new, task=data, delta=entry.reference, method=method, tune=tuned_by,
+                             training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
+                             **columns),
+        )  # fmt: skip
+        entries.append(tune_once(plan, place, encoded=encoded, reporter=reporter))
+    return entries
+
+
+def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:
+    """The delta as it lands on the new base, without training.
+
+    A full difference is carried bit for bit (its exact corrections only onto the same base); an adapter is carried as
+    it is, except that absolute copies of modules the base holds become differences and back.
+
+    Raises:
+        DeltaError: only its scores were kept, or the bases' tensors do not fit (a reason for each).
+    """
+    delta = load_delta(entry)
+    if isinstance(delta, FullDelta):
+        return delta if delta.base.backbone == new.identity.backbone else delta.rebased(new.identity)
+    return delta.rebase(old, new)
+
+
+def check_labels(manifest: Manifest, task: Task) -> None:
+    """The task's labels must be those of the delta, in its order.
+
+    Raises:
+        DataError: they differ; the head's outputs would mean other things.
+    """
+    if manifest.task is not None and manifest.task.kind != task.kind:
+        raise DataError(
+            f"'{manifest.name}' is a {manifest.task.kind} delta and task '{task.name}' is {task.kind}",
+            why="A head of one kind gives nothing for the other.",
+            fix="--task the task the delta was tuned on",
+        )
+    if task.kind == "classification" and list(task.label_names) != manifest.label_names:
+        raise DataError(
+            f"labels differ: the delta has {_few(manifest.label_names)}; task '{task.name}' has {_few(task.label_names)}",
+            why="Output i of the delta's head would be read as another label.",
+            fix="--task with the same labels; a fixed order can be given with --label-names",
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{len(names)} labels ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+
+
+def _task_of(manifest: Manifest, task: Task | Source | None, columns: Mapping[str, Any]) -> Task:
+    if task is not None:
+        return open_task(task, **{"label_names": manifest.label_names or None, **columns})
+    if manifest.task is None or manifest.task.ref is None:
+        raise StoreError(
+            f"'{manifest.name}' does not say where its task's data are",
+            why="Local files are not recorded (no path ever is); recycling scores on them and may train on them.",
+            fix="--task FILE",
+        )
+    return open_task(manifest.task.ref, **columns)
+
+
+def _inherited(manifest: Manifest) -> dict[str, Any]:
+    """The delta's own training settings, where they are settings of this version."""
+    known = TrainingSettings.model_fields
+    return {key: value for key, value in manifest.training.items() if key in known and value is not None}
+
+
+def _tune_methods(manifest: Manifest, tune: Any, delta: FullDelta | AdapterDelta) -> Any:
+    """Tune methods for the steps after the move; an adapter brings its own parametrisation with it."""
+    if tune is None:
+        tune = [
+            {"name": record.name, "settings": record.settings}
+            for record in manifest.methods
+            if record.name.startswith("tune/")
+        ] or ["full"]
+    if not isinstance(delta, AdapterDelta):
+        return tune
+    chosen = [tune] if isinstance(tune, str | Mapping) else list(tune)
+    names = [one if isinstance(one, str) else one["name"] for one in chosen]
+    if any(name.removeprefix("tune/") == "full" for name in names) and manifest.methods:
+        raise DeltaError(
+            f"'{manifest.name}' is an adapter and cannot go on with full tuning",
+            why="Its result would be a full difference; the adapter's own matrices are what is recycled.",
+            fix=f"anytune merge {manifest.name}   (gives a plain model), then tune that",
+        )
+    return [one for one, name in zip(chosen, names, strict=True) if name.removeprefix("tune/") not in ("lora", "full")]

@@ -1,0 +1,121 @@
+"""Tune a task on a base: ``anytune tune``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anytune.data.domains import Domain
+from anytune.data.tasks import Task
+from anytune.engine.progress import Reporter
+from anytune.engine.settings import TrainingSettings, training_settings
+from anytune.errors import SettingsError
+from anytune.jobs.opening import open_base, open_store, open_task
+from anytune.jobs.tuning import EncodedTask, TuningPlan, refuse_untrained, tune_once
+from anytune.methods import registry
+from anytune.models.base import Base
+from anytune.store import Entry, Store
+
+Source = str | Path
+
+
+def tune(
+    base: Base | Entry | Source,
+    task: Task | Source | Mapping[str, Any],
+    *,
+    store: Store | Source | None = None,
+    method: str | Sequence[Any] | Mapping[str, Any] = "full",
+    training: TrainingSettings | Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = (0,),
+    train_size: int | None = None,
+    per_class: int | None = None,
+    keep: str = "weights",
+    name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    reporter: Reporter | None = None,
+    **columns: Any,
+) -> list[Entry]:
+    """Tune ``task`` on ``base`` once for each seed and store the deltas.
+
+    A run that is already in the store is given back without training; one that was interrupted goes on.
+
+    Args:
+        base: ``sample:NAME``, a folder, the name of a base in the store, or a hub id.
+        task: a CSV / JSONL / Parquet file, a folder of splits, ``sample:NAME``, a datasets id, or a Task.
+        method: name(s) of tune methods, with settings as ``{"name": "lora", "r": 8}``.
+        training: see :class:`~anytune.engine.settings.TrainingSettings`.
+        train_size: use so many training examples (stratified); validation is cut to no more than that.
+        per_class: use so many training examples of each class.
+        keep: "weights", or "scores" to store the numbers alone.
+        columns: ``text``, ``label``, ``metric``, ``kind``, ``validation``, ``test`` ... of :func:`load_task`.
+
+    Returns:
+        One store entry per seed, in the order of the seeds.
+
+    Raises:
+        AnytuneError: bad input; nothing is stored then.
+    """
+    place = open_store(store)
+    opened = open_base(base, place)
+    data = open_task(dict(task) if isinstance(task, Mapping) else task, **columns)
+    if train_size or per_class:
+        data = data.subset(train_size=train_size, per_class=per_class, seed=0)
+    if keep not in ("weights", "scores"):
+        raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")
+    methods = registry.parse(method, "tune")
+    refuse_untrained(methods, "tune")
+    settings = training_settings(training)
+    encoded = EncodedTask.of(data, opened.tokenizer(), settings.max_length)
+    entries = []
+    for seed in check_seeds(seeds):
+        plan = TuningPlan(
+            job="tune", base=opened, task=data, methods=registry.parse(method, "tune"), settings=settings, seed=seed,
+            keep=keep, name=name, tags=dict(tags or {"arm": "fresh"}),
+            recipe=recipe_of("tune", base=opened, task=data, method=method, training=settings, seeds=[seed],
+                             train_size=train_size, per_class=per_class, keep=keep, **columns),
+        )  # fmt: skip
+        entries.append(tune_once(plan, place, encoded=encoded, reporter=reporter))
+    return entries
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """Seeds as given, if they are distinct whole numbers from 0 to 2**32 - 1.
+
+    Raises:
+        SettingsError: they are not.
+    """
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise SettingsError(f"seed = {seed!r}", why="A seed is a whole number from 0 to 4294967295.", fix="seeds=[0]")
+    if len(set(seeds)) != len(seeds) or not seeds:
+        raise SettingsError(f"seeds = {list(seeds)}", why="Seeds must be distinct, and at least one.", fix="seeds=[0,1,2]")
+    return list(seeds)
+
+
+def recipe_of(job: str, *, base: Base, task: Task | None = None, **settings: Any) -> dict[str, Any]:
+    """What ``anytune run`` needs to make an artefact again; local files appear by name, never by absolute path."""
+    recipe: dict[str, Any] = {"job": job, "base": base.ref or base.name}
+    if task is not None:
+        recipe["task"] = task.ref or task.name
+    for key, value in settings.items():
+        if value is None:
+            continue
+        if isinstance(value, TrainingSettings):
+            value = value.model_dump(exclude_unset=True)
+        recipe[key] = _portable(value)
+    return recipe
+
+
+def _portable(value: Any) -> Any:
+    if isinstance(value, Domain | Task):
+        return value.ref or value.name
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
+    if isinstance(value, Mapping):
+        return {str(key): _portable(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_portable(inner) for inner in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -1,0 +1,280 @@
+"""One tuning run, fresh or recycled: from a prepared model to an artefact in the store.
+
+``jobs.tune`` and ``jobs.recycle`` are thin layers over :func:`tune_once`; they differ only in where the weights start.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from anytune.data.batches import Encoded, ExampleBatches, encode_task, evaluation_batches
+from anytune.data.tasks import Task
+from anytune.engine.loop import Evaluation, TrainingResult, train
+from anytune.engine.prediction import predict_logits, task_evaluation
+from anytune.engine.progress import Reporter, Silent
+from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
+from anytune.engine.settings import TrainingSettings, total_steps
+from anytune.errors import DeltaError, MethodError
+from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, Parent, run_key
+from anytune.methods import registry
+from anytune.methods.objective import Classification, Regression
+from anytune.methods.protocol import Method, Run
+from anytune.metrics import score
+from anytune.models.adapters import AdapterDelta
+from anytune.models.base import Base
+from anytune.models.delta import FullDelta
+from anytune.models.probe import make_probe
+from anytune.store import Entry, Store
+
+PREDICTIONS_NAME = "predictions.jsonl"
+AnyDelta = FullDelta | AdapterDelta
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """Outdated weights on their way to a new base."""
+
+    entry: Entry
+    #: already moved to the new base (see ``jobs.recycle.moved``)
+    delta: AnyDelta
+    base: Base
+
+    def install(self, model: nn.Module) -> nn.Module:
+        """Put the weights into a task model of the new base; an adapter wraps it."""
+        return install_delta(self.delta, model, self.base, trainable=True)
+
+
+@dataclass(kw_only=True)
+class TuningPlan:
+    """Everything that decides the result of one run, and what to keep of it."""
+
+    job: str
+    base: Base
+    task: Task
+    methods: Sequence[Method]
+    settings: TrainingSettings
+    seed: int
+    outdated: Outdated | None = None
+    #: "weights", or "scores" for controls of which only the numbers are wanted
+    keep: str = "weights"
+    name: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether any step is made."""
+        return all(method.trains for method in self.methods)
+
+    def key(self, precision: str) -> str:
+        """The run key: over everything that decides the weights and scores, and nothing else."""
+        decides = self.settings.model_dump()
+        # where checkpoints fall and how large evaluation batches are does not change a result
+        decides = {name: value for name, value in decides.items() if name not in ("checkpoint_every",)}
+        return run_key(
+            job=self.job, base=[self.base.identity.backbone, self.base.identity.vocabulary], task=self.task.content,
+            methods=[registry.record(method).model_dump() for method in self.methods],
+            training={**decides, "precision": precision}, seed=self.seed,
+            outdated=self.outdated.entry.manifest.id if self.outdated else None, keep=self.keep,
+        )  # fmt: skip
+
+
+@dataclass
+class EncodedTask:
+    """The three splits of a task as token ids; made once and shared by the runs of a job."""
+
+    train: Encoded
+    validation: Encoded
+    test: Encoded
+
+    @classmethod
+    def of(cls, task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
+        """Tokenise all splits (truncated at ``max_length`` tokens)."""
+        parts = (encode_task(rows, tokenizer, max_length, task.kind) for rows in (task.train, task.validation, task.test))
+        return cls(*parts)
+
+
+def gold_labels(task: Task, split: str) -> np.ndarray:
+    """The labels of a split: class numbers (int64) or real values (float32), ``[n]``."""
+    rows = getattr(task, split)
+    return np.array([row.label for row in rows], dtype=np.int64 if task.kind == "classification" else np.float32)
+
+
+def evaluator(
+    task: Task, encoded: Encoded, split: str, batch_size: int, runtime: Runtime
+) -> Callable[[nn.Module], tuple[Evaluation, Tensor]]:
+    """A function that scores a model on a split and gives its logits ``[n, outputs]`` too."""
+    gold = gold_labels(task, split)
+
+    def evaluate(model: nn.Module) -> tuple[Evaluation, Tensor]:
+        logits = predict_logits(model, evaluation_batches(encoded, batch_size), len(gold), runtime)
+        found = task_evaluation(
+            gold, task.kind, lambda predicted, labels: score(task.metric, predicted, labels, len(task.label_names)), logits
+        )
+        return found, logits
+
+    return evaluate
+
+
+def tune_once(
+    plan: TuningPlan, store: Store, *, encoded: EncodedTask | None = None, reporter: Reporter | None = None
+) -> Entry:
+    """Make one run, or give back its artefact if the same run is already in the store.
+
+    An interrupted run leaves its checkpoints in the store and goes on from them when called again.
+    """
+    reporter = reporter or Silent()
+    runtime = make_runtime(plan.settings.precision)
+    key = plan.key(runtime.precision)
+    finished = store.find("delta", run=key)
+    if finished:
+        return finished[-1]
+    encoded = encoded or EncodedTask.of(plan.task, plan.base.tokenizer(), plan.settings.max_length)
+    settings = plan.settings
+    train_batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
+    steps = total_steps(settings, train_batches.batches_per_epoch) if plan.trains else 0
+    validate = evaluator(plan.task, encoded.validation, "validation", settings.evaluate_batch_size, runtime)
+    work = store.work(key)
+    with seeded(derive_seed(plan.seed, "train")):
+        model, head_names = plan.base.task_model(plan.task.kind, plan.task.label_names, derive_seed(plan.seed, "head"))
+        run = Run(
+            seed=derive_seed(plan.seed, "method"), steps=steps, anatomy=plan.base.anatomy, head_names=head_names,
+            install_outdated=plan.outdated.install if plan.outdated else None,
+        )  # fmt: skip
+        for method in plan.methods:
+            model = method.prepare(model, run)
+        result = train(
+            model, methods=plan.methods, objective=Classification() if plan.task.kind == "classification" else Regression(),
+            batches=train_batches, steps=steps, settings=settings, learning_rate=learning_rate(plan), runtime=runtime,
+            evaluate=lambda current: validate(current)[0], work=work, title=title(plan), reporter=reporter,
+        )  # fmt: skip
+        for method in reversed(plan.methods):
+            model = method.finish(model, run)
+    entry = _keep(plan, store, key, model, list(head_names), result, encoded, runtime, work)
+    store.end_work(key)
+    return entry
+
+
+def learning_rate(plan: TuningPlan) -> float:
+    """The rate given, or what the first method that suggests one suggests."""
+    if plan.settings.learning_rate is not None:
+        return plan.settings.learning_rate
+    suggested = [method.suggests["learning_rate"] for method in plan.methods if "learning_rate" in method.suggests]
+    return float(suggested[0]) if suggested else 5e-5
+
+
+def title(plan: TuningPlan) -> str:
+    """What the progress line says: ``hpo on v1, recycle/initialize, seed 0``."""
+    return f"{plan.task.name} on {plan.base.name}, {'+'.join(method.name for method in plan.methods)}, seed {plan.seed}"
+
+
+def load_delta(entry: Entry) -> AnyDelta:
+    """The weights of a delta.
+
+    Raises:
+        DeltaError: they are damaged, or only the run's scores were kept.
+    """
+    if entry.manifest.form == "full":
+        return FullDelta.load(entry.folder)
+    if entry.manifest.form == "peft":
+        return AdapterDelta.load(entry.folder)
+    raise DeltaError(
+        f"'{entry.reference}' holds scores and no weights",
+        why="It was run with keep=scores, as a control.",
+        fix="run it again with keep=weights",
+    )
+
+
+def install_delta(delta: AnyDelta, model: nn.Module, base: Base, *, trainable: bool) -> nn.Module:
+    """Put a delta of ``base`` into a task model made by ``base``; returns the model to use (PEFT wraps it)."""
+    if isinstance(delta, AdapterDelta):
+        return delta.attach(model, trainable=trainable)
+    delta.install(model, base.tensors(), base.identity)
+    return model
+
+
+def delta_of(model: nn.Module, base: Base, head_names: list[str], identity: BaseIdentity) -> AnyDelta:
+    """The delta a tuned model is: an adapter if PEFT wraps it, else the full difference to its base."""
+    if hasattr(model, "peft_config"):
+        return AdapterDelta.from_model(model)
+    return FullDelta.extract(base.tensors(), model.state_dict(), head_names, base.anatomy, identity)
+
+
+def _keep(
+    plan: TuningPlan, store: Store, key: str, model: nn.Module, head_names: list[str], result: TrainingResult,
+    encoded: EncodedTask, runtime: Runtime, work: Path,
+) -> Entry:  # fmt: skip
+    base, task, settings = plan.base, plan.task, plan.settings
+    on_validation, _ = evaluator(task, encoded.validation, "validation", settings.evaluate_batch_size, runtime)(model)
+    on_test, logits = evaluator(task, encoded.test, "test", settings.evaluate_batch_size, runtime)(model)
+    delta: AnyDelta | None = None
+    if plan.keep == "weights":
+        if plan.outdated is not None and not plan.trains:
+            delta = plan.outdated.delta  # carried bit for bit, so that a chain of upgrades adds no rounding
+        else:
+            delta = delta_of(model.cpu(), base, head_names, base.identity)
+    parents = [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest else []
+    if plan.outdated is not None:
+        old = plan.outdated.entry.manifest
+        parents.append(Parent(id=old.id, role="delta", name=old.name))
+    manifest = Manifest(
+        kind="delta", name=plan.name or f"{task.name}-{plan.methods[0].name}-{base.name}", run=key, base=base.identity,
+        parents=parents, form=("peft" if isinstance(delta, AdapterDelta) else "full") if delta else "scores",
+        task=task.record(), label_names=list(task.label_names),
+        methods=[registry.record(method) for method in plan.methods],
+        training={**settings.model_dump(), "learning_rate": learning_rate(plan), "steps": result.steps},
+        seed=plan.seed, scores={"validation": dict(on_validation.scores), "test": dict(on_test.scores)},
+        curve=result.curve, steps=result.steps, best_step=result.best_step, seconds=round(result.seconds, 3), examples=result.examples,
+        environment=runtime.environment(), recipe=plan.recipe, tags=plan.tags,
+        probe=make_probe(model.cpu(), base.config.vocab_size, plan.seed) if delta else None,
+        notes=[*task.notes, *plan.notes, *truncation_notes(encoded, settings.max_length)],
+    )  # fmt: skip
+
+    def write(folder: Path) -> None:
+        if delta is not None:
+            delta.save(folder)
+        write_predictions(folder / PREDICTIONS_NAME, task, "test", logits)
+        if (work / METRICS_NAME).exists():
+            shutil.copy(work / METRICS_NAME, folder / METRICS_NAME)
+
+    folder = store.add(manifest, write)
+    return Entry(folder, manifest)
+
+
+def truncation_notes(encoded: EncodedTask, max_length: int) -> list[str]:
+    """A note if texts were longer than ``max_length`` tokens: how many of how many."""
+    cut, whole = encoded.train.truncated, len(encoded.train)
+    return [f"{cut} of {whole} training texts are longer than {max_length} tokens and were cut"] if cut else []
+
+
+def write_predictions(path: Path, task: Task, split: str, logits: Tensor) -> None:
+    """One JSON line per example of a split: row, gold, predicted, and for classes the predicted one's probability."""
+    gold = gold_labels(task, split).tolist()
+    with path.open("w", encoding="utf-8") as handle:
+        if task.kind == "classification":
+            best = torch.softmax(logits, dim=-1).max(dim=-1)
+            predicted, sure = best.indices.tolist(), best.values.tolist()
+            for row, (right, guess, probability) in enumerate(zip(gold, predicted, sure, strict=True)):
+                line = {"row": row, "gold": task.label_names[right], "predicted": task.label_names[guess],
+                        "probability": round(probability, 4)}  # fmt: skip
+                handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+        else:
+            for row, (right, guess) in enumerate(zip(gold, logits.squeeze(-1).tolist(), strict=True)):
+                handle.write(json.dumps({"row": row, "gold": round(right, 6), "predicted": round(guess, 6)}) + "\n")
+
+
+def refuse_untrained(methods: Sequence[Method], job: str) -> None:
+    """A fresh run whose methods never train would store an untrained head: refuse it."""
+    for method in methods:
+        if not method.trains:
+            raise MethodError(f"method '{method.name}' does not train", why=f"'{job}' starts from a fresh head.")
