@@ -1,0 +1,93 @@
+"""The one place for imports of transformers and PEFT that move between releases.
+
+Everything else in anytune imports only documented top-level names of these libraries, or asks here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the load reports ("newly initialized", "unexpected") and progress bars of transformers inside the block.
+
+    anytune accounts for every tensor name itself and raises where one is missing, so these reports only add noise.
+    The verbosity and progress bar settings are put back afterwards.
+    """
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", FutureWarning)  # of PEFT against transformers
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a generator seeded with ``seed`` inside the block; torch's global state is as before afterwards.
+
+    Models are made on the CPU, so only the CPU generator is touched (``torch.manual_seed`` would reseed GPUs too).
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def model_class(purpose: str, config: Any) -> Any:
+    """The transformers class for a config, or None: ``purpose`` is "sequence-classification", "mlm" or "clm"."""
+    import transformers
+
+    mapping = {
+        "sequence-classification": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "mlm": transformers.MODEL_FOR_MASKED_LM_MAPPING,
+        "clm": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+    }[purpose]
+    return mapping.get(type(config), None)
+
+
+def model_from_state(cls: Any, config: Any, state: dict[str, torch.Tensor], dtype: torch.dtype, seed: int) -> Any:
+    """A model of class ``cls`` with the tensors of ``state``; names that ``state`` lacks are drawn from ``seed``.
+
+    ``state`` must hold tensors that nothing else uses: transformers makes parameters of them without a copy.
+
+    Returns:
+        (model, names that transformers says were missing).
+    """
+    with quiet_transformers(), seeded(seed):
+        model, info = cls.from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=False
+        )
+        model.tie_weights()
+    return model, set(info["missing_keys"])
+
+
+def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
+    """The adapter tensors of a PEFT model under the names PEFT stores them by (no look at the hub)."""
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+
+
+def set_adapter_state(peft_model: Any, tensors: dict[str, torch.Tensor]) -> list[str]:
+    """Write adapter tensors into a PEFT model; returns the names that PEFT did not recognise."""
+    from peft import set_peft_model_state_dict
+
+    result: Any = set_peft_model_state_dict(peft_model, tensors)
+    return list(result.unexpected_keys)

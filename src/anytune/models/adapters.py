@@ -1,0 +1,357 @@
+"""Adapters: PEFT folders that stay PEFT folders.
+
+PEFT loads what anytune saves, and anytune loads what PEFT saved. Two things PEFT does not do are done here. The whole
+head is kept: every module the base does not hold goes into ``modules_to_save``, a freshly made pooler included (PEFT
+alone keeps only ``classifier`` or ``score``, and the pooler is drawn anew on loading). And absolute copies of base
+weights (``modules_to_save`` modules the base does hold, trained biases) become differences before they move to another
+base, instead of overwriting the new base with the old one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anytune import compat
+from anytune.errors import DeltaError
+from anytune.manifests import BaseIdentity
+from anytune.models import difference as arithmetic
+from anytune.models.anatomy import Anatomy, anatomy_of
+
+CONFIG_FILE = "adapter_config.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+#: What PEFT puts before every name of the model inside.
+INSIDE = "base_model.model."
+#: Ways to start a LoRA that leave the base as it is; all others (PiSSA, OLoRA, LoftQ, CorDA ...) change it.
+HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+#: Kinds whose own tensors do not depend on the base's values. Others hold absolute copies or are unknown to us.
+MOVABLE = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "VERA", "OFT", "BOFT", "HRA", "PROMPT_TUNING", "P_TUNING",
+           "PREFIX_TUNING")  # fmt: skip
+#: Parts of a name that say: this tensor was made by PEFT (all others are copies of a tensor of the model).
+MADE_BY_PEFT = ("lora_", "ia3_", "hada_", "lokr_", "vera_", "oft_", "boft_", "hra_", "prompt_embeddings",
+                "prompt_encoder", "trainable_tokens_", "ranknum")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdapterDelta:
+    """A PEFT adapter: its config and its tensors, by the names PEFT stores them under."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def from_model(cls, peft_model: Any, base: BaseIdentity | None = None) -> AdapterDelta:
+        """The adapter of a PEFT model (its active one), with copies of its tensors.
+
+        Args:
+            peft_model: a ``PeftModel``.
+            base: written into the config as the base's hub id, sample or name; never a path.
+        """
+        name = peft_model.active_adapter
+        config = {key: _plain(value) for key, value in peft_model.peft_config[name].to_dict().items()}
+        config["inference_mode"] = True
+        if config.get("modules_to_save"):  # PEFT adds to the list each time it wraps a model
+            config["modules_to_save"] = list(dict.fromkeys(config["modules_to_save"]))
+        if base is not None:
+            config["base_model_name_or_path"] = base.ref or base.name
+        tensors = {key: value.detach().cpu().clone() for key, value in compat.adapter_state(peft_model).items()}
+        return cls(config, tensors)
+
+    def save(self, folder: Path, base: BaseIdentity | None = None) -> None:
+        """Write a plain PEFT folder: adapter_config.json, adapter_model.safetensors and a short README.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = dict(self.config)
+        if base is not None:
+            config["base_model_name_or_path"] = base.ref or base.name
+        stated = str(config.get("base_model_name_or_path") or "")
+        if Path(stated).is_absolute():
+            config["base_model_name_or_path"] = stated = Path(stated).name
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.tensors.items()},
+            folder / ADAPTER_FILE,
+            metadata={"format": "pt"},
+        )
+        (folder / "README.md").write_text(_readme(config, base), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> AdapterDelta:
+        """Read a PEFT folder, made here or elsewhere.
+
+        Raises:
+            DeltaError: a file is missing or damaged, or the weights are pickled (``adapter_model.bin``).
+        """
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DeltaError(f"{folder} has no {CONFIG_FILE}", why="It is no PEFT folder.") from None
+        except (OSError, ValueError, RecursionError) as problem:
+            raise DeltaError(f"cannot read {folder / CONFIG_FILE}: {problem}", why="The folder is damaged.") from None
+        if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+            raise DeltaError(f"{folder / CONFIG_FILE} names no peft_type", why="It is no PEFT config.")
+        path = folder / ADAPTER_FILE
+        if not path.is_file():
+            if (folder / "adapter_model.bin").is_file():
+                raise DeltaError(
+                    f"{folder} has its weights only as adapter_model.bin",
+                    why="That is a pickle, which can run any code when opened; anytune reads safetensors only.",
+                    fix='for a file you trust: python -c "import torch; from safetensors.torch import save_file; '
+                    f"save_file(torch.load('{folder}/adapter_model.bin', weights_only=True), '{path}')\"",
+                )
+            raise DeltaError(f"{folder} has no {ADAPTER_FILE}", why="The adapter's weights are missing.")
+        try:
+            tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+        except (SafetensorError, OSError) as problem:
+            raise DeltaError(
+                f"cannot read {path} ({path.stat().st_size:,} bytes): {problem}",
+                why="The file is truncated or no safetensors file.",
+                fix="copy it again",
+            ) from None
+        return cls(config, tensors)
+
+    def attach(self, model: nn.Module, trainable: bool = True) -> Any:
+        """Put this adapter onto a task model (changed in place); returns the ``PeftModel`` in eval mode.
+
+        Torch's random state is left as it was.
+
+        Raises:
+            DeltaError: PEFT cannot make such an adapter, or names, shapes or values do not all match.
+        """
+        from peft import PeftConfig, get_peft_model
+
+        try:
+            with compat.quiet_transformers(), compat.seeded(0):
+                config = PeftConfig.from_peft_type(**self.config)
+                # Only a config without inference mode gives trainable parameters; loading weights does not change it.
+                config.inference_mode = not trainable
+                peft_model: Any = get_peft_model(model, config)
+                _match(compat.adapter_state(peft_model), self.tensors)
+                unknown = compat.set_adapter_state(peft_model, self.tensors)
+        except DeltaError:
+            raise
+        except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as problem:
+            raise DeltaError(
+                f"PEFT cannot put this {self.config.get('peft_type')} adapter onto {type(model).__name__}: "
+                f"{str(problem).strip().splitlines()[0] if str(problem).strip() else problem!r}",
+                why="Its targets must be modules of the model, with equal shapes.",
+            ) from problem
+        written = compat.adapter_state(peft_model)
+        wrong = [name for name, tensor in self.tensors.items() if not torch.equal(written[name].cpu(), tensor)]
+        if unknown or wrong:
+            raise DeltaError(
+                f"{len(unknown) + len(wrong)} adapter tensors did not arrive: {', '.join((unknown + wrong)[:5])}",
+                why="The model would answer with other weights than the adapter's.",
+            )
+        return peft_model.eval()
+
+    def absolute_copies(self, base_tensors: Iterable[str], anatomy: Anatomy) -> dict[str, str]:
+        """Adapter tensor name -> canonical name, for tensors that are copies of weights the base holds."""
+        held = set(base_tensors)
+        found = {name: anatomy.canonical(_inside(name)) for name in self.tensors if not _made_by_peft(name)}
+        return {name: bare for name, bare in found.items() if bare in held}
+
+    def rebase(self, old_base: Mapping[str, Tensor], new_base: Mapping[str, Tensor], anatomy: Anatomy) -> AdapterDelta:
+        """This adapter for another base of the same shapes.
+
+        The adapter's own tensors and the head are carried bit for bit. Absolute copies of base weights become
+        ``new_base + (copy - old_base)``, in fp64 and rounded once; where the two bases hold the same bits, the copy's
+        bits stay.
+
+        Args:
+            old_base: canonical name -> tensor of the base it was tuned on.
+            new_base: the same of the base it moves to.
+            anatomy: of the model's kind.
+
+        Raises:
+            DeltaError: the adapter's kind depends on the base it was made on (PiSSA, OLoRA, LoftQ, CorDA starts; DoRA;
+                trained tokens; layer-norm tuning), or shapes differ.
+        """
+        reason = self.why_not_movable()
+        if reason:
+            raise DeltaError(
+                f"this adapter cannot move to another base: {reason}",
+                why="Its tensors only mean something on the base they were made on.",
+                fix="merge it into its own base and move the merged model's full delta, or convert it to plain LoRA",
+            )
+        moved = dict(self.tensors)
+        for name, bare in self.absolute_copies(old_base, anatomy).items():
+            copy, old = self.tensors[name], old_base[bare]
+            if bare not in new_base or new_base[bare].shape != copy.shape or old.shape != copy.shape:
+                new_shape = list(new_base[bare].shape) if bare in new_base else "nothing"
+                raise DeltaError(
+                    f"{name}: adapter {list(copy.shape)}, old base {list(old.shape)}, new base {new_shape}",
+                    why="A difference can only be added to a tensor of the same shape.",
+                )
+            moved[name] = move_copy(copy, old, new_base[bare])
+        return AdapterDelta(dict(self.config), moved)
+
+    def why_not_movable(self) -> str:
+        """Why this adapter cannot be put onto another base; empty where it can."""
+        kind, start = str(self.config.get("peft_type")), self.config.get("init_lora_weights", True)
+        if kind not in MOVABLE:
+            return f"kind {kind} (known to be movable: {', '.join(MOVABLE)})"
+        if start not in HARMLESS_STARTS:
+            return f"it was started by '{start}', which changes the base's own weights"
+        if self.config.get("use_dora") or any("lora_magnitude_vector" in name for name in self.tensors):
+            return "DoRA keeps magnitudes of its base's weights"
+        if self.config.get("trainable_token_indices") or any("trainable_tokens" in name for name in self.tensors):
+            return "it holds trained token embeddings, which are absolute values of its base"
+        return ""
+
+    def saved_head_missing(self, head_names: Iterable[str]) -> list[str]:
+        """State-dict names of the task model's head that neither the base nor this adapter holds.
+
+        An adapter made with PEFT alone lost its freshly made pooler: what it answered with is gone, and this says so.
+
+        Args:
+            head_names: what the base does not hold, from ``Base.task_model``.
+        """
+        held = {_inside(name) for name in self.tensors if not _made_by_peft(name)}
+        return [name for name in head_names if name not in held]
+
+
+def make_lora(
+    model: nn.Module,
+    *,
+    head_names: Sequence[str],
+    r: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    targets: Sequence[str] | str | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> Any:
+    """Put a fresh LoRA onto a task model (changed in place), its whole head trainable and saved; returns a PeftModel.
+
+    W x becomes W x + (alpha / r) B A x, with A: r x in and B: out x r; B starts at 0, so the model's answers do not
+    change until it is trained.
+
+    Args:
+        model: from ``Base.task_model``.
+        head_names: state-dict names that the base does not hold, from ``Base.task_model``.
+        r, alpha, dropout: of LoRA (PEFT's defaults are 8, 8 and 0).
+        targets: module names as PEFT matches them; by default all linear layers of a block.
+        seed: of A. Torch's own random state is left as it was.
+        settings: further fields of ``peft.LoraConfig``.
+
+    Raises:
+        DeltaError: PEFT refuses the settings (no such target, r < 1).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    chosen = targets if isinstance(targets, str) else list(targets or anatomy_of(model).lora_targets)
+    try:
+        with compat.quiet_transformers(), compat.seeded(seed):
+            config = LoraConfig(
+                task_type="SEQ_CLS",
+                r=r,
+                lora_alpha=alpha,  # type: ignore[arg-type]  # a fraction works as well
+                lora_dropout=dropout,
+                target_modules=chosen,
+                modules_to_save=head_modules(model, head_names),
+                **settings,
+            )
+            return get_peft_model(model, config)
+    except (ValueError, TypeError) as problem:
+        raise DeltaError(
+            f"PEFT refuses LoRA with r={r}, targets {chosen}: {str(problem).strip().splitlines()[0]}",
+            why="Targets are module names of the model, r is at least 1.",
+            fix=f"targets such as {', '.join(anatomy_of(model).lora_targets)}",
+        ) from problem
+
+
+def head_modules(model: nn.Module, head_names: Iterable[str]) -> list[str]:
+    """The topmost modules all of whose tensors are in ``head_names``: ``["bert.pooler", "classifier"]``.
+
+    Raises:
+        DeltaError: a head tensor is not inside such a module.
+    """
+    head = set(head_names)
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = [f"{name}.{tensor}" for tensor in module.state_dict()]
+        covered = any(name.startswith(f"{outer}.") for outer in found)
+        if name and inside and not covered and head.issuperset(inside):
+            found.append(name)
+    lost = [name for name in head if not any(name.startswith(f"{module}.") for module in found)]
+    if lost:
+        raise DeltaError(f"{', '.join(sorted(lost))}: in no module of its own", why="PEFT saves whole modules.")
+    return found
+
+
+def move_copy(copy: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """``new + (copy - old)`` in fp64, rounded once to the copy's dtype; the copy's bits where old and new agree."""
+    moved = arithmetic.add(new, copy.double() - old.double(), copy.dtype)
+    start, end = old.to(copy.dtype), new.to(copy.dtype)
+    return torch.where(arithmetic.same_bits(start, end), copy, moved)
+
+
+def merge(peft_model: Any) -> Any:
+    """The plain model with the adapter's weights added in, under the original names.
+
+    Raises:
+        DeltaError: this kind of adapter cannot be merged (prompts are no weights).
+    """
+    if not hasattr(peft_model, "merge_and_unload") or peft_model.active_peft_config.is_prompt_learning:
+        raise DeltaError(
+            f"{peft_model.active_peft_config.peft_type} cannot be merged", why="Prompts are inputs, not weights."
+        )
+    with compat.quiet_transformers():
+        return peft_model.merge_and_unload(safe_merge=True)
+
+
+def _match(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    reasons = [f"{name}: not in the adapter" for name in expected if name not in given]
+    reasons += [f"{name}: not in the model" for name in given if name not in expected]
+    reasons += [
+        f"{name}: adapter {list(given[name].shape)}, model {list(expected[name].shape)}"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    if reasons:
+        raise DeltaError(
+            f"this adapter does not fit the model, {len(reasons)} names: {'; '.join(reasons[:5])}",
+            why="A name left out would keep random weights.",
+            fix="a task model with the adapter's number of labels, on a base of the same architecture",
+        )
+
+
+def _inside(name: str) -> str:
+    """The name of a tensor in the model inside: ``base_model.model.x.base_layer.bias`` -> ``x.bias``."""
+    return name.removeprefix(INSIDE).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+
+
+def _made_by_peft(name: str) -> bool:
+    return any(part.startswith(MADE_BY_PEFT) for part in name.split("."))
+
+
+def _plain(value: Any) -> Any:
+    """A config value as JSON has it: sets sorted (their order changes from run to run), enumerations as text."""
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return getattr(value, "value", value)
+
+
+def _readme(config: Mapping[str, Any], base: BaseIdentity | None) -> str:
+    stated = config.get("base_model_name_or_path") or "BASE"
+    named = f"{base.name} (backbone {base.backbone[:10]})" if base else stated
+    return (
+        "---\nlibrary_name: peft\n---\n\n"
+        f"A {config.get('peft_type')} adapter of the base {named}, made with anytune. It is a plain PEFT folder:\n\n"
+        "```python\nmodel = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=N)\n"
+        "model = PeftModel.from_pretrained(model, THIS_FOLDER)\n```\n\n"
+        "It belongs to this base only; `anytune recycle` moves it to another.\n"
+    )

@@ -1,0 +1,389 @@
+"""Base: one version of a pre-trained model, in a plain transformers folder.
+
+``load_base`` finds it (a folder, a hub id, or a named sample); a ``Base`` hands out task models, pre-training models
+and tensors. Nothing pickled is read and no code from a model folder is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from anytune import compat
+from anytune.errors import BaseError, nearest
+from anytune.manifests import MANIFEST_NAME, BaseIdentity, Manifest, read_manifest
+from anytune.models.anatomy import Anatomy, anatomy_of
+from anytune.models.fingerprint import TOKENIZER_FILES, fingerprint_folder, read_config
+from anytune.models.weights import SINGLE_FILE, StoredWeights
+
+SAMPLE_PREFIX = "sample:"
+HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?")
+#: What is fetched of a hub repository: weights as safetensors, settings, tokenizer. Nothing that could hold code.
+HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+class BackboneTensors(Mapping[str, Tensor]):
+    """Canonical name -> backbone tensor in its stored dtype, read from the folder when asked for."""
+
+    def __init__(self, stored: StoredWeights, anatomy: Anatomy) -> None:
+        self._stored = stored
+        self._names = {anatomy.canonical(name): name for name in anatomy.split(stored).backbone}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Base:
+    """One version of a pre-trained model. Made by ``load_base``.
+
+    ``identity`` carries its hashes, its name and where it can be had again; ``manifest`` is there for a base that
+    anytune made.
+    """
+
+    folder: Path
+    identity: BaseIdentity
+    anatomy: Anatomy
+    config: Any
+    stored: StoredWeights
+    manifest: Manifest | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name for tables and errors."""
+        return self.identity.name
+
+    @property
+    def ref(self) -> str | None:
+        """``sample:NAME`` or a hub id, where the base can be had again; None for a folder."""
+        return self.identity.ref
+
+    def tokenizer(self) -> Any:
+        """The base's tokenizer.
+
+        Raises:
+            BaseError: the folder has none, or it cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            with compat.quiet_transformers():
+                return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
+        except Exception as problem:
+            raise BaseError(
+                f"{self.folder} has no tokenizer that can be read: {str(problem).splitlines()[0]}",
+                why="Text cannot be turned into tokens without it.",
+                fix="copy the model's tokenizer.json into the folder",
+            ) from problem
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Canonical name -> backbone tensor in its stored dtype; each is read when asked for."""
+        return BackboneTensors(self.stored, self.anatomy)
+
+    def task_model(
+        self,
+        kind: Literal["classification", "regression"],
+        label_names: Sequence[str],
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Any, list[str]]:
+        """A model for a task: this backbone with a fresh head.
+
+        Args:
+            kind: "regression" gives one output and needs no label names.
+            label_names: output i is ``label_names[i]``.
+            seed: of the fresh head. Equal seeds give equal bits whatever was drawn before; torch's own random state
+                is left as it was.
+            dtype: of all weights, whatever the file stores.
+
+        Returns:
+            (model in eval mode, head_names): the state-dict names that the base file does not hold, a freshly made
+            pooler included. A task head that the file holds (a base that was itself tuned) is not used.
+
+        Raises:
+            BaseError: transformers has no such class for this kind, or backbone weights are missing.
+        """
+        config = copy.deepcopy(self.config)
+        if kind == "regression":
+            config.num_labels, config.problem_type = 1, "regression"
+            config.id2label, config.label2id = {0: "score"}, {"score": 0}
+        else:
+            config.num_labels, config.problem_type = len(label_names), "single_label_classification"
+            config.id2label = dict(enumerate(label_names))
+            config.label2id = {name: index for index, name in enumerate(label_names)}
+        if config.pad_token_id is None:
+            # Decoders classify at the last token that is no padding, and must know which token that is.
+            tokenizer = self.tokenizer()
+            config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.eos_token_id
+        return self._load("sequence-classification", config, dtype, seed, with_pretraining_head=False)
+
+    def pretraining_model(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, list[str]]:
+        """A model for masked-word (encoders) or next-word prediction (decoders).
+
+        Returns:
+            (model in eval mode, missing): the names of head weights that the file does not hold and that were drawn
+            from ``seed``; empty for a base that still has its pre-training head.
+
+        Raises:
+            BaseError: as ``task_model``.
+        """
+        config = copy.deepcopy(self.config)
+        return self._load(self.anatomy.objective, config, dtype, seed, with_pretraining_head=True)
+
+    def held_over(self) -> dict[str, Tensor]:
+        """Tensors in the file that the pre-training class drops (MiniLM's pooler), by the names to store them under.
+
+        They belong in the upgrade's folder: without them a task model of the upgrade starts from a random pooler.
+        """
+        cls = self._class(self.anatomy.objective)
+        with torch.device("meta"), compat.quiet_transformers():
+            kept = {self.anatomy.canonical(name) for name in cls(copy.deepcopy(self.config)).state_dict()}
+        parts = self.anatomy.split(self.stored)
+        names = {name: self._name_in_model(name) for name in (*parts.backbone, *parts.pretraining_head)}
+        return {
+            stored_as: self.stored[name].clone()
+            for name, stored_as in names.items()
+            if self.anatomy.canonical(name) not in kept
+        }
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        """Copy the tokenizer's files as they are: saving a loaded tokenizer may rewrite them."""
+        for name in TOKENIZER_FILES:
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+
+    def _class(self, purpose: str) -> Any:
+        cls = compat.model_class(purpose, self.config)
+        if cls is None:
+            raise BaseError(
+                f"transformers has no {purpose} class for '{self.anatomy.model_type}'",
+                why="This base cannot be used for that.",
+                fix="--base sample:minilm-l6",
+            )
+        return cls
+
+    def _name_in_model(self, name: str) -> str:
+        bare = self.anatomy.canonical(name)
+        return self.anatomy.in_model(bare) if self.anatomy.is_backbone(name) else bare
+
+    def _load(
+        self, purpose: str, config: Any, dtype: torch.dtype, seed: int, with_pretraining_head: bool
+    ) -> tuple[Any, list[str]]:
+        """A model of the class for ``purpose``, with every name accounted for."""
+        config.name_or_path = self.identity.ref or self.identity.name  # never the folder's path
+        parts = self.anatomy.split(self.stored)
+        names = (*parts.backbone, *parts.pretraining_head) if with_pretraining_head else parts.backbone
+        # Copies: transformers makes parameters of the tensors it is given, and these are views of the file.
+        state = {self._name_in_model(name): self.stored[name].to(dtype, copy=True) for name in names}
+        try:
+            model, _ = compat.model_from_state(self._class(purpose), config, dict(state), dtype, seed)
+        except (RuntimeError, ValueError, KeyError) as problem:
+            raise BaseError(
+                f"the weights in {self.folder} do not fit its config.json: {str(problem).strip().splitlines()[-1]}",
+                why="Shapes and settings must agree.",
+                fix="copy or download the folder again",
+            ) from problem
+        fresh = _names_without_a_source(model, set(state))
+        anatomy = self.anatomy
+        lost = [name for name in fresh if anatomy.is_backbone(name) and not anatomy.is_pooler(name)]
+        held = {anatomy.canonical(name) for name in model.state_dict()}
+        unused = [
+            name for name in parts.backbone if anatomy.canonical(name) not in held and not anatomy.is_pooler(name)
+        ]
+        if lost or unused:
+            raise BaseError(
+                f"{self.folder}: {len(lost)} backbone tensors are missing ({', '.join(lost[:3]) or 'none'}), "
+                f"{len(unused)} are left over ({', '.join(unused[:3]) or 'none'})",
+                why="Missing ones would be random and left-over ones would be ignored, without a word.",
+                fix="copy or download the folder again; its config.json must describe its weights",
+            )
+        return model.eval(), fresh
+
+
+def _names_without_a_source(model: Any, given: set[str]) -> list[str]:
+    """State-dict names of learned tensors for which neither the name nor a tied name was given, in model order."""
+    state = model.state_dict(keep_vars=True)
+    sourced = {tensor.data_ptr() for name, tensor in state.items() if name in given}
+    buffers = {name for name, _ in model.named_buffers()}
+    return [
+        name
+        for name, tensor in state.items()
+        if name not in given and name not in buffers and tensor.data_ptr() not in sourced
+    ]
+
+
+def load_base(
+    source: str | Path,
+    *,
+    resolve_sample: Callable[[str], Path] | None = None,
+    name: str | None = None,
+    ref: str | None = None,
+) -> Base:
+    """Load a base.
+
+    Args:
+        source: a folder, a hub id (``owner/name``, ``owner/name@revision``), or ``sample:NAME``.
+        resolve_sample: NAME -> folder of a named sample (``anytune.data.samples.sample_folder``).
+        name: shown in tables; by default the manifest's, sample's, hub's or folder's name.
+        ref: where it can be had again, if the caller knows better than ``source`` says.
+
+    Raises:
+        BaseError: it cannot be found, is no model folder, is damaged, holds pickled weights only, or is of a kind that
+            anytune does not know.
+    """
+    folder, found_name, found_ref = _find(str(source), resolve_sample)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise BaseError(
+            f"{folder} is a PEFT adapter, not a base",
+            why="An adapter holds only what tuning changed.",
+            fix=f"anytune store import {folder} --base BASE",
+        )
+    if not (folder / "config.json").is_file():
+        near = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        raise BaseError(
+            f"{folder} has no config.json",
+            why="A base is a transformers folder: config.json, model.safetensors and the tokenizer's files.",
+            fix=str(folder / near[0]) if near else "--base sample:bert-tiny   (or another folder, or a hub id)",
+        )
+    config = read_config(folder)
+    prints = fingerprint_folder(folder)
+    manifest = read_manifest(folder) if (folder / MANIFEST_NAME).is_file() else None
+    if manifest is not None and manifest.base.backbone != prints.backbone:
+        raise BaseError(
+            f"{folder}: the weights have the hash {prints.backbone[:10]}, its manifest says "
+            f"{manifest.base.backbone[:10]}",
+            why="The weights were changed or damaged after the manifest was written.",
+            fix="copy the folder again, or make the base again",
+        )
+    identity = BaseIdentity(
+        backbone=prints.backbone,
+        config=prints.config,
+        vocabulary=prints.vocabulary,
+        name=name or (manifest.name if manifest else "") or found_name,
+        ref=ref or found_ref or (manifest.base.ref if manifest else None),
+    )
+    return Base(folder, identity, anatomy_of(config), config, StoredWeights(folder), manifest)
+
+
+def _find(source: str, resolve_sample: Callable[[str], Path] | None) -> tuple[Path, str, str | None]:
+    """(folder, name, ref) of a source."""
+    if source.startswith(SAMPLE_PREFIX):
+        sample = source.removeprefix(SAMPLE_PREFIX)
+        if resolve_sample is None:
+            raise BaseError(f"'{source}' cannot be resolved here", why="No samples are at hand.", fix="give a folder")
+        return Path(resolve_sample(sample)), sample, source
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path, path.resolve().name, None
+    if path.is_file():
+        raise BaseError(
+            f"{path} is a file", why="A base is a folder with config.json and weights.", fix=str(path.parent)
+        )
+    looks_like_path = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or path.parent.is_dir()
+    if (looks_like_path and source.count("/") != 0) or not HUB_ID.fullmatch(source):
+        siblings = [item.name for item in path.parent.iterdir() if item.is_dir()] if path.parent.is_dir() else []
+        near = nearest(path.name, siblings)
+        raise BaseError(
+            f"there is no folder '{source}'",
+            why="A base is a folder, a hub id (owner/name), or a sample.",
+            fix=str(path.parent / near) if near else "--base sample:bert-tiny",
+        )
+    return _from_hub(source), source.split("@")[0].rsplit("/", 1)[-1], source
+
+
+def _from_hub(hub_id: str) -> Path:
+    """The local copy of a hub repository, downloaded where needed: safetensors, JSON and tokenizer files only."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = hub_id.partition("@")
+    try:
+        with compat.quiet_transformers():
+            return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
+    except Exception as problem:
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise BaseError(
+            f"'{hub_id}' is no folder here and could not be had from the hub: {reason[:200]}",
+            why="A base is a folder, a hub id (owner/name), or a sample.",
+            fix="--base sample:bert-tiny   (needs no network), or a folder; `anytune samples` lists what there is",
+        ) from problem
+
+
+def save_base(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    held_over: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a plain transformers folder: config.json, model.safetensors and the tokenizer's files.
+
+    Args:
+        model: a pre-training model (or any transformers model). Tied tensors are stored once.
+        tokenizer: a transformers tokenizer, or a ``Base`` whose tokenizer files are copied as they are (best: equal
+            vocabulary hashes), or None.
+        folder: where to; made if missing.
+        held_over: further tensors by file name, from ``Base.held_over``.
+        dtype: to store floating-point weights in; None keeps the model's.
+
+    Raises:
+        BaseError: a weight is not finite.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    anatomy = anatomy_of(model)
+    # Backbone first, so that of tied tensors the backbone's name is the one that is kept.
+    for name, tensor in sorted(model.state_dict().items(), key=lambda item: not anatomy.is_backbone(item[0])):
+        if (tensor.data_ptr(), tensor.shape) not in seen or tensor.numel() == 0:
+            seen.add((tensor.data_ptr(), tensor.shape))
+            state[name] = tensor
+    for name, tensor in (held_over or {}).items():
+        state.setdefault(name, tensor)
+    cast = {
+        name: tensor.detach().cpu().to(dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in state.items()
+    }
+    broken = [name for name, tensor in cast.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise BaseError(
+            f"{len(broken)} tensors hold NaN or infinity, first {broken[0]}",
+            why="Such a base answers nothing; training diverged.",
+            fix="a lower learning rate",
+        )
+    save_file({name: tensor.clone() for name, tensor in cast.items()}, folder / SINGLE_FILE, metadata={"format": "pt"})
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = dtype or model.dtype
+    with compat.quiet_transformers():
+        config.save_pretrained(folder)
+        if getattr(model, "generation_config", None) is not None and model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        if isinstance(tokenizer, Base):
+            tokenizer.copy_tokenizer(folder)
+        elif tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    _drop_path(folder / "config.json")
+
+
+def _drop_path(file: Path) -> None:
+    """No path of this machine stays in a config."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if values.pop("_name_or_path", None) is not None:
+        file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,375 @@
+"""FullDelta: what full fine-tuning added to a base, with the head it trained.
+
+The body (every tensor the base holds) is kept as differences under canonical names; the head (every tensor the base
+does not hold, a freshly made pooler included) is kept as it is, under the names it has in the task model. Put onto its
+own base a delta gives the tuned model bit for bit; put onto another base of the same shapes it adds what tuning added
+and carries the head over exactly.
+
+On disk: one ``delta.safetensors``. Tensors that did not change are not stored; tables of which at most half of the
+rows changed (embeddings) are stored as rows.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anytune.errors import DeltaError, WrongBaseError
+from anytune.manifests import PARTIAL_PREFIX, BaseIdentity, canonical_json
+from anytune.models import difference as arithmetic
+from anytune.models.anatomy import Anatomy, anatomy_of
+
+DELTA_FILE = "delta.safetensors"
+FORMAT = "anytune-full-delta"
+FORMAT_VERSION = 1
+#: How many names an error lists.
+LISTED = 5
+
+
+@dataclass(frozen=True)
+class FullDelta:
+    """A full difference with its head.
+
+    Attributes:
+        base: the base the differences were taken from (or that they were moved to, see ``rebased``).
+        model_type: the kind of model, which says how names are read.
+        difference: canonical name -> what was added, in fp32 (fp64 for fp64 weights); unchanged tensors are absent.
+        corrections: canonical name -> (flat index, exact tuned value) where the sum alone would be off on this base.
+        head: state-dict name -> tensor, exactly as trained.
+        body: canonical name -> (dtype, shape) of every body tensor of the tuned model, the unchanged ones included.
+    """
+
+    base: BaseIdentity
+    model_type: str
+    difference: dict[str, Tensor]
+    corrections: dict[str, tuple[Tensor, Tensor]]
+    head: dict[str, Tensor]
+    body: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """The anatomy of the delta's kind of model."""
+        return anatomy_of(self.model_type)
+
+    @classmethod
+    def extract(
+        cls,
+        base_tensors: Mapping[str, Tensor],
+        tuned_state: Mapping[str, Tensor],
+        head_names: Collection[str],
+        anatomy: Anatomy,
+        base_identity: BaseIdentity,
+    ) -> FullDelta:
+        """The delta between a base and a tuned task model.
+
+        Args:
+            base_tensors: canonical name -> tensor, in stored dtype (``Base.tensors()``).
+            tuned_state: the state dict of the tuned model.
+            head_names: the state-dict names that the base does not hold (from ``Base.task_model``).
+            anatomy: of the model's kind.
+            base_identity: of the base.
+
+        Raises:
+            DeltaError: weights that are not finite, or names or shapes that do not match the base's.
+        """
+        tuned, body_names = dict(tuned_state), _body_names(tuned_state, head_names, anatomy)
+        _check_names(base_tensors, body_names, head_names, tuned, anatomy)
+        broken = [name for name, tensor in tuned.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+        if broken:
+            raise DeltaError(
+                f"{len(broken)} tuned tensors hold NaN or infinity: {_listed(broken)}",
+                why="Such weights answer nothing; training diverged.",
+                fix="a lower learning rate",
+            )
+        differences: dict[str, Tensor] = {}
+        corrections: dict[str, tuple[Tensor, Tensor]] = {}
+        body: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for bare, name in body_names.items():
+            after, before = tuned[name].detach().cpu(), base_tensors[bare]
+            body[bare] = (str(after.dtype).removeprefix("torch."), tuple(after.shape))
+            if before.shape != after.shape:
+                raise DeltaError(
+                    f"{name} has shape {list(after.shape)}, the base's has {list(before.shape)}",
+                    why="A difference needs equal shapes.",
+                )
+            found = arithmetic.subtract(before, after)
+            if found is not None:
+                differences[bare] = found.values
+                if len(found.index):
+                    corrections[bare] = (found.index, found.exact)
+        head = {name: tuned[name].detach().cpu().clone() for name in head_names}
+        return cls(base_identity, anatomy.model_type, differences, corrections, head, body)
+
+    def apply(
+        self,
+        base_tensors: Mapping[str, Tensor],
+        base_identity: BaseIdentity,
+        scale: float = 1.0,
+        *,
+        another_base: bool = False,
+    ) -> dict[str, Tensor]:
+        """The tuned body on a base: canonical name -> ``base + scale * difference`` in the tuned dtype.
+
+        On the delta's own base with ``scale`` 1 the result is the tuned model's bits; with ``scale`` 0 it is the
+        base's. The head is ``self.head``, whatever the scale.
+
+        Args:
+            base_tensors: canonical name -> tensor in stored dtype.
+            base_identity: of that base.
+            scale: how much of the difference to add.
+            another_base: say that another base than the delta's own is meant (this is what recycling does).
+
+        Raises:
+            WrongBaseError: another base, and ``another_base`` was not said.
+            DeltaError: the base lacks a tensor or has another shape (with the reason for each name), or the sum
+                leaves the range of its dtype.
+        """
+        own = self._own(base_identity, another_base)
+        self._check_base(base_tensors)
+        return {name: self._sum(name, base_tensors[name], scale, exact=own and scale == 1.0) for name in self.body}
+
+    def install(
+        self,
+        model: nn.Module,
+        base_tensors: Mapping[str, Tensor],
+        base_identity: BaseIdentity,
+        scale: float = 1.0,
+        *,
+        another_base: bool = False,
+    ) -> None:
+        """Write the tuned weights into a task model, in place: the body by canonical names, the head by full names.
+
+        Every learned name of the model is accounted for before anything is written.
+
+        Raises:
+            WrongBaseError, DeltaError: as ``apply``; or the model has names the delta does not know, or lacks some.
+        """
+        own = self._own(base_identity, another_base)
+        self._check_base(base_tensors)
+        state = model.state_dict()
+        names = self._names_in(state)
+        with torch.no_grad():
+            for bare, name in names.items():
+                state[name].copy_(self._sum(bare, base_tensors[bare], scale, exact=own and scale == 1.0))
+            for name, tensor in self.head.items():
+                state[name].copy_(tensor)
+
+    def rebased(self, identity: BaseIdentity) -> FullDelta:
+        """This delta as one of another base: the same differences bit for bit, without the corrections.
+
+        So a chain M0 -> M1 -> M2 of direct recycling ends where M0 -> M2 ends.
+        """
+        return replace(self, base=identity, corrections={})
+
+    def save(self, folder: Path) -> Path:
+        """Write ``delta.safetensors`` into a folder (made if missing); returns the file. Equal deltas, equal bytes."""
+        tensors: dict[str, Tensor] = {f"head/{name}": tensor for name, tensor in self.head.items()}
+        for name, values in self.difference.items():
+            rows = arithmetic.changed_rows(values)
+            if rows is None:
+                tensors[f"difference/{name}"] = values
+            else:
+                tensors[f"rows/{name}"] = rows.to(torch.int32)
+                tensors[f"row-values/{name}"] = values[rows]
+        for name, (index, exact) in self.corrections.items():
+            tensors[f"correction-index/{name}"], tensors[f"correction/{name}"] = index, exact
+        record = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "base": self.base.model_dump(mode="json"),
+            "model_type": self.model_type,
+            "body": {name: [dtype, list(shape)] for name, (dtype, shape) in self.body.items()},
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{PARTIAL_PREFIX}{DELTA_FILE}-{secrets.token_hex(4)}"
+        ready = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        # One metadata key: several would be written in an order that changes from run to run.
+        try:
+            save_file(ready, partial, metadata={"anytune": canonical_json(record)})
+            partial.replace(folder / DELTA_FILE)
+        finally:
+            partial.unlink(missing_ok=True)
+        return folder / DELTA_FILE
+
+    @classmethod
+    def load(cls, folder: Path) -> FullDelta:
+        """Read ``folder/delta.safetensors``.
+
+        Raises:
+            DeltaError: it is missing, truncated, of another kind, or of a newer format.
+        """
+        path = Path(folder) / DELTA_FILE
+        if not path.is_file():
+            raise DeltaError(f"{path} does not exist", why="A full delta keeps its weights there.")
+        try:
+            with safe_open(str(path), framework="pt") as handle:
+                record = _read_record(path, handle.metadata() or {})
+                tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as problem:
+            raise DeltaError(
+                f"cannot read {path} ({path.stat().st_size:,} bytes): {problem}",
+                why="The file is truncated or no safetensors file.",
+                fix="copy it again, or tune again with the recipe in its manifest",
+            ) from None
+        try:
+            return _from_record(record, tensors)
+        except (KeyError, TypeError, ValueError, IndexError) as problem:
+            raise DeltaError(f"{path} is damaged: {problem!r}", why="Its record and its tensors disagree.") from None
+
+    def _own(self, identity: BaseIdentity, another_base: bool) -> bool:
+        own = identity.backbone == self.base.backbone
+        if not own and not another_base:
+            raise WrongBaseError(
+                f"this delta belongs to {self.base.short}, not to {identity.short}",
+                why="On another base it answers differently from when it was tuned.",
+                fix="anytune recycle   (moves it over and says what that cost)",
+            )
+        return own
+
+    def _check_base(self, base_tensors: Mapping[str, Tensor]) -> None:
+        """Every body tensor has its base tensor, of its shape where it changed."""
+        reasons = []
+        for name, (_, shape) in self.body.items():
+            if name not in base_tensors:
+                reasons.append(f"{name}: the base has none")
+            elif name in self.difference and tuple(base_tensors[name].shape) != shape:
+                reasons.append(f"{name}: delta {list(shape)}, base {list(base_tensors[name].shape)}")
+        extra = [name for name in base_tensors if name not in self.body and not self.anatomy.is_pooler(name)]
+        reasons += [f"{name}: the delta knows none" for name in extra]
+        if reasons:
+            raise DeltaError(
+                f"this delta does not fit the base, {len(reasons)} tensors: {_listed(reasons, '; ')}",
+                why="A difference can only be added to a tensor of the same name and shape.",
+                fix="a base of the same architecture; for another one, tune again",
+            )
+
+    def _sum(self, name: str, base: Tensor, scale: float, exact: bool) -> Tensor:
+        dtype = _dtype(self.body[name][0])
+        if name not in self.difference:
+            if exact and name in self.corrections:  # pragma: no cover - a correction without a difference
+                return arithmetic.put(base.to(dtype, copy=True).contiguous(), *self.corrections[name])
+            return base.to(dtype)
+        result = arithmetic.add(base, self.difference[name], dtype, scale)
+        if exact and name in self.corrections:
+            arithmetic.put(result, *self.corrections[name])
+        if not bool(result.isfinite().all()):
+            raise DeltaError(f"{name}: base + {scale} * difference leaves the range of {dtype}")
+        return result
+
+    def _names_in(self, state: Mapping[str, Tensor]) -> dict[str, str]:
+        """Canonical -> state-dict name of the body of a model, every name and head shape checked."""
+        names = _body_names(state, self.head, self.anatomy, lenient=True)
+        reasons = [f"{name}: not in the model" for name in self.head if name not in state]
+        reasons += [
+            f"{name}: delta {list(tensor.shape)}, model {list(state[name].shape)}"
+            for name, tensor in self.head.items()
+            if name in state and state[name].shape != tensor.shape
+        ]
+        reasons += [f"{names[bare]}: not in the delta" for bare in names if bare not in self.body]
+        reasons += [f"{bare}: not in the model" for bare in self.body if bare not in names]
+        reasons += [
+            f"{names[bare]}: delta {list(shape)}, model {list(state[names[bare]].shape)}"
+            for bare, (_, shape) in self.body.items()
+            if bare in names and bare in self.difference and tuple(state[names[bare]].shape) != shape
+        ]
+        if reasons:
+            raise DeltaError(
+                f"this delta does not fit the model, {len(reasons)} names: {_listed(reasons, '; ')}",
+                why="A name left out would keep random or outdated weights.",
+                fix="a task model with the delta's label names, made by Base.task_model",
+            )
+        return names
+
+
+def _body_names(
+    state: Mapping[str, Tensor], head: Collection[str], anatomy: Anatomy, lenient: bool = False
+) -> dict[str, str]:
+    """Canonical -> state-dict name of every learned tensor that is no head; integer buffers and tied copies apart."""
+    names: dict[str, str] = {}
+    for name, tensor in state.items():
+        if name in head or anatomy.is_ignored(name) or not tensor.is_floating_point():
+            continue
+        if not anatomy.is_backbone(name) and not lenient:
+            raise DeltaError(
+                f"'{name}' is neither in the base nor named as part of the head",
+                why="Every tuned tensor must be one or the other, or it would be lost.",
+                fix="pass the head_names that Base.task_model returned",
+            )
+        names[anatomy.canonical(name)] = name
+    return names
+
+
+def _check_names(
+    base: Iterable[str], body: Mapping[str, str], head: Collection[str], tuned: Mapping[str, Tensor], anatomy: Anatomy
+) -> None:
+    held, reasons = set(base), []
+    reasons += [f"{name}: named as head, not in the tuned model" for name in head if name not in tuned]
+    reasons += [f"{name}: tuned, not in the base" for bare, name in body.items() if bare not in held]
+    reasons += [f"{bare}: in the base, not tuned" for bare in held if bare not in body and not anatomy.is_pooler(bare)]
+    if reasons:
+        raise DeltaError(
+            f"the tuned model and the base do not match, {len(reasons)} names: {_listed(sorted(reasons), '; ')}",
+            why="Every tensor must be accounted for.",
+            fix="pass the base this model was tuned from, and the head_names that Base.task_model returned",
+        )
+
+
+def _read_record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        record = json.loads(metadata["anytune"])
+    except (KeyError, ValueError):
+        record = None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DeltaError(f"{path} is no full delta of anytune", why="It was written by something else.")
+    if not isinstance(record.get("format_version"), int) or record["format_version"] > FORMAT_VERSION:
+        raise DeltaError(
+            f"{path} has format {record.get('format_version')}; this anytune reads up to {FORMAT_VERSION}",
+            why="It was written by a newer anytune.",
+            fix="pip install --upgrade anytune",
+        )
+    return record
+
+
+def _from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FullDelta:
+    body = {name: (str(dtype), tuple(shape)) for name, (dtype, shape) in record["body"].items()}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = tensor
+    values = dict(parts.get("difference", {}))
+    for name, rows in parts.get("rows", {}).items():
+        values[name] = arithmetic.from_rows(rows, parts["row-values"][name], body[name][1][0])
+    for name, tensor in values.items():
+        if tuple(tensor.shape) != body[name][1]:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, recorded {list(body[name][1])}")
+    index = parts.get("correction-index", {})
+    return FullDelta(
+        base=BaseIdentity.model_validate(record["base"]),
+        model_type=str(record["model_type"]),
+        difference=values,
+        corrections={name: (index[name], exact) for name, exact in parts.get("correction", {}).items()},
+        head=parts.get("head", {}),
+        body=body,
+    )
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise DeltaError(f"unknown dtype '{name}' in a delta", why="The file is damaged or of a newer anytune.")
+    return found
+
+
+def _listed(names: Iterable[str], between: str = ", ") -> str:
+    listed = list(names)
+    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
+    return between.join(listed[:LISTED]) + more
