@@ -1,12 +1,62 @@
 """anytune: keep what you tuned when the base model is upgraded.
 
+    import anytune
+    [delta] = anytune.tune("sample:bert-tiny", "reviews.csv", method="lora")
+    [base] = anytune.pretrain("sample:bert-tiny", "news.txt", names=["news-2026-11"])
+    [kept] = anytune.recycle(delta, base, task="reviews.csv")
+    model, tokenizer = anytune.load(kept)
+
 Nothing heavy is imported here: each name is loaded when it is first used.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from anytune._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from anytune.data.domains import load_domain as load_domain
+    from anytune.data.tasks import load_task as load_task
+    from anytune.jobs.load import evaluate as evaluate
+    from anytune.jobs.load import export as export
+    from anytune.jobs.load import load as load
+    from anytune.jobs.load import merge as merge
+    from anytune.jobs.load import predict as predict
+    from anytune.jobs.opening import open_base as open_base
+    from anytune.jobs.pretrain import pretrain as pretrain
+    from anytune.jobs.recipes import run as run
+    from anytune.jobs.recycle import recycle as recycle
+    from anytune.jobs.report import report as report
+    from anytune.jobs.tune import tune as tune
+    from anytune.store import Store as Store
+
+_HOMES = {
+    "pretrain": "anytune.jobs.pretrain",
+    "tune": "anytune.jobs.tune",
+    "recycle": "anytune.jobs.recycle",
+    "load": "anytune.jobs.load",
+    "predict": "anytune.jobs.load",
+    "evaluate": "anytune.jobs.load",
+    "merge": "anytune.jobs.load",
+    "export": "anytune.jobs.load",
+    "report": "anytune.jobs.report",
+    "run": "anytune.jobs.recipes",
+    "open_base": "anytune.jobs.opening",
+    "load_task": "anytune.data.tasks",
+    "load_domain": "anytune.data.domains",
+    "Store": "anytune.store",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'anytune' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

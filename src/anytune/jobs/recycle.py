@@ -100,7 +100,7 @@ def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:
     delta = load_delta(entry)
     if isinstance(delta, FullDelta):
         return delta if delta.base.backbone == new.identity.backbone else delta.rebased(new.identity)
-    return delta.rebase(old, new)
+    return delta.rebase(old.tensors(), new.tensors(), new.anatomy)
 
 
 def check_labels(manifest: Manifest, task: Task) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anytune.data.domains import Domain
 from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
@@ -108,7 +107,7 @@ def recipe_of(job: str, *, base: Base, task: Task | None = None, **settings: Any
 
 
 def _portable(value: Any) -> Any:
-    if isinstance(value, Domain | Task):
+    if hasattr(value, "ref") and hasattr(value, "name"):
         return value.ref or value.name
     if isinstance(value, Path):
         return value.name

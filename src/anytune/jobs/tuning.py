@@ -206,7 +206,7 @@ def install_delta(delta: AnyDelta, model: nn.Module, base: Base, *, trainable: b
 def delta_of(model: nn.Module, base: Base, head_names: list[str], identity: BaseIdentity) -> AnyDelta:
     """The delta a tuned model is: an adapter if PEFT wraps it, else the full difference to its base."""
     if hasattr(model, "peft_config"):
-        return AdapterDelta.from_model(model)
+        return AdapterDelta.from_model(model, identity)
     return FullDelta.extract(base.tensors(), model.state_dict(), head_names, base.anatomy, identity)
 
 
@@ -241,7 +241,9 @@ def _keep(
     )  # fmt: skip
 
     def write(folder: Path) -> None:
-        if delta is not None:
+        if isinstance(delta, AdapterDelta):
+            delta.save(folder, base.identity)
+        elif delta is not None:
             delta.save(folder)
         write_predictions(folder / PREDICTIONS_NAME, task, "test", logits)
         if (work / METRICS_NAME).exists():
