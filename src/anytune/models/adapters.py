@@ -25,6 +25,7 @@ from anytune.errors import DeltaError
 from anytune.manifests import BaseIdentity
 from anytune.models import difference as arithmetic
 from anytune.models.anatomy import Anatomy, anatomy_of
+from anytune.models.base import HUB_ID
 
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -72,8 +73,8 @@ class AdapterDelta:
         if base is not None:
             config["base_model_name_or_path"] = base.ref or base.name
         stated = str(config.get("base_model_name_or_path") or "")
-        if Path(stated).is_absolute():
-            config["base_model_name_or_path"] = stated = Path(stated).name
+        if not stated.startswith("sample:") and not HUB_ID.fullmatch(stated):
+            config["base_model_name_or_path"] = Path(stated).name or None  # a folder of one machine is no name
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(
             {name: tensor.contiguous() for name, tensor in self.tensors.items()},
@@ -327,7 +328,12 @@ def _match(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
 
 def _inside(name: str) -> str:
     """The name of a tensor in the model inside: ``base_model.model.x.base_layer.bias`` -> ``x.bias``."""
-    return name.removeprefix(INSIDE).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    return (
+        name.removeprefix(INSIDE)
+        .removeprefix("base_model.")
+        .replace(".base_layer.", ".")
+        .replace(".modules_to_save.", ".")
+    )
 
 
 def _made_by_peft(name: str) -> bool:

@@ -255,8 +255,6 @@ class FullDelta:
     def _sum(self, name: str, base: Tensor, scale: float, exact: bool) -> Tensor:
         dtype = _dtype(self.body[name][0])
         if name not in self.difference:
-            if exact and name in self.corrections:  # pragma: no cover - a correction without a difference
-                return arithmetic.put(base.to(dtype, copy=True).contiguous(), *self.corrections[name])
             return base.to(dtype)
         result = arithmetic.add(base, self.difference[name], dtype, scale)
         if exact and name in self.corrections:
@@ -352,6 +350,14 @@ def _from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fu
         if tuple(tensor.shape) != body[name][1]:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, recorded {list(body[name][1])}")
     index = parts.get("correction-index", {})
+    for name, exact in parts.get("correction", {}).items():
+        at = index[name]
+        if (
+            name not in values
+            or at.shape != exact.shape
+            or not 0 <= int(at.min()) <= int(at.max()) < values[name].numel()
+        ):
+            raise ValueError(f"the corrections of {name} lie outside it")
     return FullDelta(
         base=BaseIdentity.model_validate(record["base"]),
         model_type=str(record["model_type"]),

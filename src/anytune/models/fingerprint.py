@@ -73,7 +73,8 @@ def tensor_hash(name: str, tensor: Tensor) -> str:
     """SHA-256 over a tensor's canonical name, dtype, shape and raw bytes."""
     head = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
     state = hashlib.sha256(head.encode() + b"\n")
-    state.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    raw: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    state.update(raw)
     return state.hexdigest()
 
 

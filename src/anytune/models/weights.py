@@ -102,6 +102,10 @@ class StoredWeights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._place)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Open files do not travel to other processes: the folder is opened again there.
+        return StoredWeights, (self.folder,)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         return tuple(self._place[name].get_slice(name).get_shape())
