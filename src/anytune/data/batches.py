@@ -56,7 +56,7 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def batch(self, rows: Sequence[int]) -> Batch:
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """The examples ``rows`` as CPU tensors.
 
         Returns:

@@ -19,7 +19,7 @@ import numpy as np
 from anytune.errors import DataError, SettingsError
 
 SPLITS = ("train", "validation", "test")
-#: Regression labels are stratified in so many slices of equal size, from low to high.
+#: Regression labels are stratified in at most so many slices of equal size, from low to high.
 REGRESSION_STRATA = 10
 
 
@@ -36,12 +36,16 @@ def permutation(count: int, *parts: str | int) -> np.ndarray:
 
 
 def strata_of(labels: Sequence[int | float], kind: str) -> list[int]:
-    """The stratum of each row: its class, or for regression the tenth of the rows its label falls into."""
+    """The stratum of each row: its class, or for regression the slice of the rows, from low to high, it falls into.
+
+    There are up to ten slices, of at least five rows each.
+    """
     if kind != "regression":
         return [int(label) for label in labels]
     strata = np.zeros(len(labels), dtype=np.int64)
     ranked = np.argsort(np.asarray(labels, dtype=np.float64), kind="stable")
-    strata[ranked] = np.arange(len(labels)) * REGRESSION_STRATA // max(len(labels), 1)
+    slices = max(1, min(REGRESSION_STRATA, len(labels) // 5))
+    strata[ranked] = np.arange(len(labels)) * slices // max(len(labels), 1)
     return strata.tolist()
 
 

@@ -8,35 +8,20 @@ the training labels alone, and everything that decides results goes into ``conte
 from __future__ import annotations
 
 import hashlib
-import importlib
-import math
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from anytune import manifests
-from anytune.data import splits
-from anytune.data.tables import (
-    Table,
-    choose_columns,
-    folder_files,
-    is_dataset_id,
-    missing_source,
-    read_dataset,
-    read_table,
-    shown,
-)
-from anytune.errors import DataError, SettingsError, nearest, unknown
+from anytune.data import labels, sources, splits
+from anytune.data.columns import choose_columns, require_column
+from anytune.data.tables import listed
+from anytune.errors import SettingsError, unknown
 from anytune.metrics import METRICS, default_metric
 
 Kind = Literal["classification", "regression"]
 KINDS = ("classification", "regression")
-#: Numeric labels with a fraction and more distinct values than this are taken for a regression target.
-MOST_NUMERIC_CLASSES = 20
-SAMPLE_PREFIX = "sample:"
 
 
 @dataclass(frozen=True)
@@ -154,3 +139,151 @@ def _at_most(examples: tuple[Example, ...], size: int, kind: str, *parts: str | 
         return examples
     strata = splits.strata_of([example.label for example in examples], kind)
     return tuple(examples[row] for row in splits.choose(strata, size, *parts))
+
+
+def load_task(
+    source: str | Path | Mapping[str, Any],
+    *,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    metric: str | None = None,
+    kind: str | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    split_seed: int = 0,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    name: str | None = None,
+    limit: int | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Task:
+    """Make a task of labelled data.
+
+    Splits that the source does not bring are cut from its training rows, stratified and seeded. Label names are the
+    given ones, else those the source names, else the training labels in their natural order (numbers by value, words
+    alphabetically).
+
+    Args:
+        source: a .csv, .tsv, .jsonl, .json or .parquet file, a folder with train / validation / test files,
+            "sample:NAME", a hub data set "owner/name[:config]", or a mapping of these arguments (key "source").
+        text: the text column, or two for pairs (a list, or "first,second"); guessed where names make it clear.
+        label: the label column; guessed where names make it clear.
+        metric: a name of ``anytune.metrics.METRICS``; "accuracy" or "pearson" by default.
+        kind: "classification" or "regression". By default numbers with a fraction and more than 20 distinct values
+            are a regression target, everything else is classes.
+        validation: file of validation rows.
+        test: file of test rows.
+        split_seed: decides which rows go where.
+        validation_fraction: share of the rows set aside for validation, where the source brings none.
+        test_fraction: share of the rows set aside for test, where the source brings none.
+        name: what tables call the task; by default the name of the file, sample or data set.
+        limit: keep at most so many rows of each split, stratified.
+        label_names: names of the classes in the order wanted; training labels must be among them.
+
+    Raises:
+        DataError: the data cannot be used as it is; the message names the file, the row and the value.
+        SettingsError: an argument is unknown or out of range, or arguments contradict each other.
+        SampleError: the sample is unknown or cannot be fetched.
+    """
+    given = {key: value for key, value in locals().items() if key != "source"}
+    if isinstance(source, Mapping):
+        return load_task(**sources.unfolded(source, given, "task"))
+    _check_settings(metric, kind, limit)
+    splits.check_fractions(validation_fraction, test_fraction)
+    found = sources.find(source, validation=validation, test=test)
+    text_columns, label_column = _columns(found, text, label)
+    rows = {split: labels.read_rows(table, text_columns, label_column) for split, table in found.tables.items()}
+    kind, metric = _kind_and_metric(kind, metric, found, rows["train"].labels)
+    labels.refuse_constant(rows["train"], kind)
+    chosen = label_names or found.tables["train"].class_names.get(label_column) or found.label_names or None
+    names = () if kind == "regression" else labels.label_names(rows["train"].labels, chosen)
+    examples = {split: _examples(part, kind, names) for split, part in rows.items()}
+    examples, notes = _split(examples, kind, split_seed, validation_fraction, test_fraction)
+    if limit is not None:
+        examples = {split: _at_most(part, limit, kind, "limit", split, split_seed) for split, part in examples.items()}
+    task = Task(
+        name=name or found.name,
+        kind=kind,
+        metric=metric,
+        **examples,
+        label_names=names,
+        text_columns=found.text_columns or text_columns,
+        label_column=label_column,
+        ref=found.ref,
+        content="",
+        notes=(*found.notes, *notes, *_duplicate_notes(examples)),
+    )
+    return _finished(task)
+
+
+def _check_settings(metric: str | None, kind: str | None, limit: int | None) -> None:
+    if metric is not None and metric not in METRICS:
+        raise unknown("metric", metric, METRICS, SettingsError)
+    if kind is not None and kind not in KINDS:
+        raise unknown("kind of task", kind, KINDS, SettingsError)
+    if limit is not None and limit < 1:
+        raise SettingsError(f"limit is {limit}", why="A task needs rows.", fix="limit=1000")
+
+
+def _kind_and_metric(
+    kind: str | None, metric: str | None, found: sources.Source, words: Sequence[str]
+) -> tuple[Kind, str]:
+    """What is asked for, else what the source says, else what the labels look like."""
+    settled = kind or (METRICS[metric].kind if metric else found.kind) or labels.guess_kind(words)
+    chosen = metric or (found.metric if found.metric and found.kind == settled else default_metric(settled))
+    if METRICS[chosen].kind != settled:
+        fitting = [name for name, candidate in METRICS.items() if candidate.kind == settled]
+        raise SettingsError(
+            f"metric '{chosen}' scores {METRICS[chosen].kind}, the task is {settled}", fix=f"one of {listed(fitting)}"
+        )
+    return ("regression" if settled == "regression" else "classification"), chosen
+
+
+def _columns(
+    found: sources.Source, text: str | Sequence[str] | None, label: str | None
+) -> tuple[tuple[str, ...], str]:
+    """The text and label columns, which every split must have."""
+    text_columns, label_column = choose_columns(found.tables["train"], text, label)
+    for table in found.tables.values():
+        for column in text_columns:
+            require_column(table, column, "text")
+        require_column(table, label_column, "label")
+    return text_columns, label_column
+
+
+def _examples(rows: labels.Rows, kind: str, names: tuple[str, ...]) -> tuple[Example, ...]:
+    values = labels.numbers(rows) if kind == "regression" else labels.indices(rows, names)
+    pairs: Sequence[str | None] = rows.texts[1] if len(rows.texts) > 1 else [None] * len(values)
+    return tuple(Example(*row) for row in zip(rows.texts[0], pairs, values, strict=True))
+
+
+def _split(
+    examples: dict[str, tuple[Example, ...]], kind: str, seed: int, validation_fraction: float, test_fraction: float
+) -> tuple[dict[str, tuple[Example, ...]], tuple[str, ...]]:
+    """All three splits: those the source lacks are cut from its training rows."""
+    fractions = {
+        "validation": 0.0 if "validation" in examples else validation_fraction,
+        "test": 0.0 if "test" in examples else test_fraction,
+    }
+    train = examples["train"]
+    rows = splits.split_rows(
+        splits.strata_of([example.label for example in train], kind),
+        validation_fraction=fractions["validation"],
+        test_fraction=fractions["test"],
+        seed=seed,
+    )
+    cut = {split: tuple(train[row] for row in rows[split]) for split in splits.SPLITS}
+    missing = [split for split, fraction in fractions.items() if fraction]
+    notes = (f"{' and '.join(missing)} cut from the training rows with seed {seed}",) if missing else ()
+    return {split: cut[split] if split == "train" else examples.get(split, cut[split]) for split in cut}, notes
+
+
+def _duplicate_notes(examples: Mapping[str, tuple[Example, ...]]) -> list[str]:
+    """A note for each held-out split that repeats training texts word for word."""
+    train = {(example.text, example.text_pair) for example in examples["train"]}
+    notes = []
+    for split in ("validation", "test"):
+        count = sum((example.text, example.text_pair) in train for example in examples[split])
+        if count:
+            notes.append(f"{count} of {len(examples[split])} {split} texts stand in train word for word")
+    return notes

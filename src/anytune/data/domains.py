@@ -1,0 +1,229 @@
+"""Domains: unlabelled text with a name, cut once into a training part and a held-out part; streams of them.
+
+Which texts are held out is decided by a hash of each text (or of its group, where the source knows groups such as a
+document or a film), not by its place: adding texts to a file moves no old text from one part to the other as long as
+their share allows, and a text that occurs twice cannot stand in both parts. Exact duplicates count once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anytune import manifests
+from anytune.data import sources
+from anytune.data.columns import require_column, text_columns
+from anytune.data.sources import is_dataset_id, read_dataset
+from anytune.data.tables import SUFFIXES, Table, folder_files, read_table, read_text
+from anytune.errors import DataError, SettingsError
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Unlabelled text.
+
+    Attributes:
+        name: what tables call it.
+        texts: documents to train on.
+        heldout: documents set aside to measure loss on.
+        dates: a date for each of ``texts``, as the source writes it; None where it has none.
+        ref: "sample:NAME" or a data set id, where the text can be had again; None for local files.
+        content: SHA-256 over both parts.
+        notes: what a careful reader should know.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    heldout: tuple[str, ...]
+    dates: tuple[str, ...] | None
+    ref: str | None
+    content: str
+    notes: tuple[str, ...] = ()
+
+    def record(self) -> manifests.DomainRecord:
+        """What a manifest keeps of the domain; the number of tokens is known after packing."""
+        return manifests.DomainRecord(name=self.name, content=self.content, texts=len(self.texts), ref=self.ref)
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    ref: str | None
+    texts: list[str]
+    groups: list[str]
+    dates: list[str] | None
+
+
+def load_domain(
+    source: str | Path | Mapping[str, Any],
+    *,
+    text: str = "text",
+    name: str | None = None,
+    heldout_fraction: float = 0.05,
+    date: str | None = None,
+    limit: int | None = None,
+) -> Domain:
+    """Read a domain.
+
+    Args:
+        source: a .txt file (documents parted by blank lines, or where there are none a document a line), a .csv,
+            .tsv, .jsonl, .json or .parquet file, "sample:NAME", a hub data set "owner/name[:config]", or a mapping of
+            these arguments (key "source").
+        text: the column that holds the text; where it is missing, the only column whose name says text is taken.
+        name: what tables call the domain; by default the name of the file, sample or data set.
+        heldout_fraction: share of the documents set aside; 0 for none.
+        date: a column of dates.
+        limit: keep at most so many documents, chosen by hash.
+
+    Raises:
+        DataError: the text cannot be used as it is.
+        SettingsError: an argument is unknown or out of range.
+        SampleError: the sample is unknown or cannot be fetched.
+    """
+    given = {key: value for key, value in locals().items() if key != "source"}
+    if isinstance(source, Mapping):
+        return load_domain(**sources.unfolded(source, given, "domain"))
+    if not 0 <= heldout_fraction < 1:
+        raise SettingsError(f"heldout_fraction is {heldout_fraction}", why="It lies in [0, 1).", fix="0.05")
+    if limit is not None and limit < 1:
+        raise SettingsError(f"limit is {limit}", why="A domain needs text.", fix="limit=10000")
+    found = _find(source, text, date)
+    rows, repeated = _distinct(found.texts)
+    if limit is not None and limit < len(rows):
+        rows = sorted(sorted(rows, key=lambda row: _rank("limit", found.texts[row]))[:limit])
+    heldout = _heldout(rows, found, heldout_fraction)
+    train = [row for row in rows if row not in heldout]
+    texts = tuple(found.texts[row] for row in train)
+    kept = tuple(found.texts[row] for row in rows if row in heldout)
+    return Domain(
+        name=name or found.name,
+        texts=texts,
+        heldout=kept,
+        dates=tuple(found.dates[row] for row in train) if found.dates else None,
+        ref=found.ref,
+        content=_content(texts, kept),
+        notes=(f"{repeated} exact duplicates left out",) if repeated else (),
+    )
+
+
+def load_stream(entries: Sequence[str | Path | Mapping[str, Any] | Domain]) -> tuple[Domain, ...]:
+    """Domains in the order given; each entry is what ``load_domain`` takes, or a domain.
+
+    Raises:
+        DataError: there are none, or two share a name (tables could not tell them apart).
+    """
+    stream = tuple(entry if isinstance(entry, Domain) else load_domain(entry) for entry in entries)
+    if not stream:
+        raise DataError("a stream without domains", why="There is nothing to pre-train on.", fix="name a domain")
+    names = [domain.name for domain in stream]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"two domains of the stream are called '{twice}'",
+            why="Every table and every held-out score goes by the name.",
+            fix="{source: ..., name: another}",
+        )
+    return stream
+
+
+def _find(source: str | Path, text: str, date: str | None) -> _Found:
+    if isinstance(source, str) and source.startswith(sources.SAMPLE_PREFIX):
+        return _from_sample(source.removeprefix(sources.SAMPLE_PREFIX), date)
+    path = Path(source).expanduser()
+    if isinstance(source, str) and not path.exists() and is_dataset_id(source):
+        name = source.partition(":")[0].rpartition("/")[2]
+        return _from_table(name, source, read_dataset(source)["train"], text, date)
+    if path.is_dir():
+        return _from_table(path.resolve().name, None, read_table(folder_files(path)["train"]), text, date)
+    if path.is_file() and path.suffix.lower() in (".txt", ".text", ".md"):
+        if date is not None:
+            raise SettingsError(
+                f"date='{date}' on {path}",
+                why="A text file has no columns.",
+                fix=f"a file with columns: {', '.join(SUFFIXES)}",
+            )
+        texts = documents(read_text(path))
+        return _Found(path.stem, None, texts, texts, None)
+    return _from_table(path.stem, None, read_table(path), text, date)
+
+
+def documents(text: str) -> list[str]:
+    """The documents of a text file: parted by blank lines; where there are none, one a line."""
+    text = text.replace("\r\n", "\n").strip()
+    parts = re.split(r"\n[ \t]*\n\s*", text)
+    if len(parts) == 1:
+        parts = text.split("\n")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _from_table(name: str, ref: str | None, table: Table, text: str, date: str | None) -> _Found:
+    column = text
+    if text not in table.columns:
+        guessed = text_columns(table, None) if text == "text" else None
+        if guessed is None and text == "text" and len(table.columns) == 1:
+            guessed = tuple(table.columns)
+        column = guessed[0] if guessed is not None and len(guessed) == 1 else require_column(table, text, "text")
+    texts = sources.checked_texts(table, column)
+    dates = [str(value) for value in table.columns[require_column(table, date, "date")]] if date is not None else None
+    return _Found(name, ref, texts, texts, dates)
+
+
+def _from_sample(name: str, date: str | None) -> _Found:
+    if date is not None:
+        raise SettingsError(f"date='{date}' on sample:{name}", why="Samples bring their own dates.", fix="no date")
+    raw = sources.sample_rows(name).raw
+    if not raw:
+        raise DataError(f"sample:{name} has no raw text", why="It is a task, not a domain.", fix="anytune samples")
+    texts = [row.text for row in raw]
+    dates = [row.date for row in raw]
+    groups = [row.group or row.text for row in raw]
+    return _Found(name, f"{sources.SAMPLE_PREFIX}{name}", texts, groups, dates if all(dates) else None)
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[int], int]:
+    """The rows of first occurrence, and how many rows repeat an earlier one."""
+    first: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        first.setdefault(text, row)
+    return list(first.values()), len(texts) - len(first)
+
+
+def _rank(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _heldout(rows: Sequence[int], found: _Found, fraction: float) -> set[int]:
+    """Rows to hold out: whole groups in the order of their hash, until the share is reached."""
+    if not fraction:
+        return set()
+    members: dict[str, list[int]] = {}
+    for row in rows:
+        members.setdefault(found.groups[row], []).append(row)
+    if len(members) < 2:
+        raise DataError(
+            f"domain {found.name} has {len(rows)} text{'s' if len(rows) > 1 else ''} in one group",
+            why="One part is trained on, another held out; that takes at least two.",
+            fix="a document a line in the text file, or heldout_fraction=0",
+        )
+    wanted = max(1, round(len(rows) * fraction))
+    heldout: set[int] = set()
+    for group in sorted(members, key=lambda group: _rank("heldout", group)):
+        # a group far larger than the share asked for stays in train
+        if len(heldout) < wanted and len(heldout) + len(members[group]) <= min(2 * wanted, len(rows) - 1):
+            heldout.update(members[group])
+    smallest = min(members, key=lambda group: (len(members[group]), group))
+    return heldout or set(members[smallest])
+
+
+def _content(texts: Sequence[str], heldout: Sequence[str]) -> str:
+    state = hashlib.sha256()
+    for part, documents_of_part in (("train", texts), ("heldout", heldout)):
+        state.update(f"{part} {len(documents_of_part)}\n".encode())
+        for document in documents_of_part:
+            data = document.encode()
+            state.update(len(data).to_bytes(8, "big") + data)
+    return state.hexdigest()
