@@ -448,6 +448,25 @@ def test_updates_through_a_stale_entry_lose_nothing(store):
     assert read_manifest(entry.folder).scores["test"] == {"accuracy": 0.7, "macro_f1": 0.6}
 
 
+UPDATER = """
+import sys
+from anytune.store import Store
+store = Store(sys.argv[1])
+entry = store.get(sys.argv[2])
+for index in range(25):
+    store.update(entry, scores={sys.argv[3]: {f"metric{index}": 0.5}})
+"""
+
+
+def test_two_processes_updating_one_manifest_lose_nothing(store):
+    entry = put(store, delta_manifest())
+    command = [sys.executable, "-c", UPDATER, str(store.folder), entry.id]
+    running = [subprocess.Popen([*command, split]) for split in ("one", "two")]
+    assert [process.wait() for process in running] == [0, 0]
+    scores = read_manifest(entry.folder).scores
+    assert (len(scores["one"]), len(scores["two"])) == (25, 25)
+
+
 def test_an_update_refuses_an_absolute_path_and_changes_nothing(store):
     entry = put(store, delta_manifest())
     with pytest.raises(StoreError, match="absolute path"):

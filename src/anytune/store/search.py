@@ -15,8 +15,8 @@ from anytune.manifests import BaseIdentity, Manifest
 from anytune.store.entry import Entry
 from anytune.store.names import slug
 
-#: Metrics of which less is better.
-LOWER_IS_BETTER = frozenset({"mse", "loss", "perplexity"})
+#: Scores of bases of which less is better (those of tasks stand in ``metrics.METRICS``).
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 #: Fewer digits of a hash are no reference: too easily a word or another artefact's.
 PREFIX_LENGTH = 4
 
@@ -74,6 +74,8 @@ def best(entries: Iterable[Entry], split: str = "validation", metric: str | None
     Raises:
         StoreError: none has that score, or (with no ``metric``) the entries are of different metrics.
     """
+    from anytune.metrics import METRICS  # here: numpy takes longer to import than a store to list
+
     candidates = list(entries)
     metrics = {metric} if metric else {name for entry in candidates if (name := entry.main_metric())}
     if len(metrics) > 1:
@@ -93,7 +95,8 @@ def best(entries: Iterable[Entry], split: str = "validation", metric: str | None
             why=f"Known scores: {', '.join(have) or 'none'}.",
             fix="anytune evaluate",
         )
-    sign = -1.0 if chosen in LOWER_IS_BETTER else 1.0
+    lower = chosen in LOWER_IS_BETTER or (chosen in METRICS and not METRICS[chosen].higher_is_better)
+    sign = -1.0 if lower else 1.0
     return max(scored, key=lambda pair: sign * pair[0])[1]  # max keeps the first of equals
 
 
