@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from anytune.errors import AnytuneError, DeltaError, StoreError, WrongBaseError
-from anytune.manifests import TaskRecord
+from anytune.manifests import TaskRecord, write_manifest
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base, load_base
 from anytune.models.probe import check_probe
-from anytune.store import Entry
+from anytune.store import Entry, Store
 from anytune.store.importing import import_adapter, import_folder
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "anytune.json"]
@@ -288,6 +288,37 @@ def test_a_pickle_comes_with_the_command_that_converts_it(store, adapter, base):
     with pytest.raises(DeltaError) as caught:
         import_adapter(store, adapter, base)
     assert "save_file" in caught.value.fix
+
+
+def test_an_exported_delta_comes_back_with_all_its_manifest_says(store, adapter, base, tmp_path):
+    entry = import_adapter(
+        store, adapter, base, task="hpo", label_names=["a", "b", "c"], scores={"test": {"accuracy": 1}}
+    )
+    exported = Path(shutil.copytree(entry.folder, tmp_path / "exported"))
+    assert import_adapter(store, exported, base).folder == entry.folder, "it is the same artefact"
+    other = Store(tmp_path / "other")
+    again = import_adapter(other, exported, base, notes=["came from elsewhere"])
+    assert (again.id, again.manifest.label_names, again.score("test")) == (entry.id, ["a", "b", "c"], 1)
+    assert again.manifest.notes == [*entry.manifest.notes, "came from elsewhere"]
+    other.verify(again)
+
+
+def test_an_exported_delta_keeps_its_own_task_base_and_files(store, adapter, base, tmp_path):
+    entry = import_adapter(store, adapter, base)
+    exported = Path(shutil.copytree(entry.folder, tmp_path / "exported"))
+    with pytest.raises(StoreError, match="brings its own"):
+        import_adapter(store, exported, base, label_names=["x", "y", "z"])
+    with pytest.raises(WrongBaseError, match=r"belongs to base v0 \(.*, not to wide \("):
+        import_adapter(store, exported, load_base(save_model(BertModel, tmp_path / "wide", width=32), name="wide"))
+    cut(exported)
+    with pytest.raises(StoreError, match="truncated"):
+        import_adapter(store, exported, base)
+    write_manifest(exported, entry.manifest.model_copy(update={"files": {}}))
+    with pytest.raises(StoreError, match="lists no files"):
+        import_adapter(store, exported, base)
+    write_manifest(exported, entry.manifest.model_copy(update={"kind": "base"}))
+    with pytest.raises(StoreError, match="not a delta"):
+        import_adapter(store, exported, base)
 
 
 def test_of_many_folders_the_good_ones_are_adopted_and_the_bad_ones_reported(store, adapter, base, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import DeltaError, WrongBaseError
-from anytune.manifests import Probe
+from anytune.manifests import MANIFEST_NAME, Probe
 from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE, INSIDE, MADE_BY_PEFT, AdapterDelta
 from anytune.models.anatomy import Anatomy
 from anytune.models.base import Base
@@ -20,8 +20,8 @@ SHOWN = 3
 
 
 def looks_like_adapter(folder: Path) -> bool:
-    """Whether a folder is meant as a PEFT adapter, whole or not."""
-    return any((folder / file).exists() for file in (CONFIG_FILE, ADAPTER_FILE, "adapter_model.bin"))
+    """Whether a folder is meant as a PEFT adapter, whole or not, or is an artefact of anytune."""
+    return any((folder / file).exists() for file in (CONFIG_FILE, ADAPTER_FILE, "adapter_model.bin", MANIFEST_NAME))
 
 
 def read_adapter(folder: Path) -> AdapterDelta:

@@ -84,7 +84,7 @@ def scratch_folder(place: Path, name: str) -> Iterator[Path]:
     except (OSError, SafetensorError) as problem:
         # safetensors reports a full disk in its own class of error.
         raise StoreError(
-            f"cannot write '{name}' into {place}: {getattr(problem, 'strerror', None) or problem}",
+            f"cannot write '{name}' into {place}: {problem}",
             why="Nothing was kept of this artefact; earlier ones are untouched.",
             fix="free some space, or name another --store",
         ) from problem

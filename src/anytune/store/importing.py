@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anytune.errors import AnytuneError, DeltaError, StoreError
-from anytune.manifests import Manifest, MethodRecord, Parent, TaskRecord, run_key
+from anytune.errors import AnytuneError, DeltaError, StoreError, WrongBaseError
+from anytune.manifests import MANIFEST_NAME, Manifest, MethodRecord, Parent, TaskRecord, read_manifest, run_key
 from anytune.metrics import METRICS, default_metric
 from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE
 from anytune.models.base import Base
@@ -53,12 +53,22 @@ def import_adapter(
         tags: free labels; ``origin: import`` is added.
         notes: free text for the manifest.
 
+    A folder that brings a manifest (``anytune export``, another store) keeps what it says: see ``import_artefact``.
+
     Raises:
         DeltaError: not an adapter that can be used (no safetensors, damaged, another kind of PEFT, no head).
         WrongBaseError: its keys or shapes do not fit the base.
         StoreError: the label names do not match the head, or the store cannot be written.
     """
     folder = Path(folder)
+    if (folder / MANIFEST_NAME).is_file():
+        if task is not None or label_names or metric:
+            raise StoreError(
+                f"{folder.name} brings its own {MANIFEST_NAME}",
+                why="Its task, label names and metric are recorded there and are not replaced.",
+                fix="leave them out",
+            )
+        return import_artefact(store, folder, base, name=name, scores=scores, tags=tags, notes=notes)
     adapter = read_adapter(folder)
     labels = _label_names(folder.name, head_outputs(adapter, base.anatomy, folder.name), label_names, metric)
     named = name or folder.resolve().name
@@ -82,6 +92,46 @@ def import_adapter(
         notes=[*_origin(config), *changes, *findings, *notes],
     )
     return store.get(store.add(manifest, lambda place: _copy(folder, adapter.config, config, place)))
+
+
+def import_artefact(
+    store: Store,
+    folder: Path,
+    base: Base,
+    *,
+    name: str | None = None,
+    scores: Mapping[str, Mapping[str, float | None]] | None = None,
+    tags: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
+) -> Entry:
+    """Adopt a delta that anytune made (of any form) with all that its manifest says; its files are checked first.
+
+    Raises:
+        StoreError: it is damaged, or no delta.
+        WrongBaseError: it belongs to another base than ``base``.
+    """
+    source = Entry(folder, read_manifest(folder))
+    manifest = source.manifest
+    if manifest.kind != "delta":
+        raise StoreError(f"{folder.name} is a {manifest.kind}, not a delta", why="Only deltas belong to a base.")
+    if manifest.form != "scores" and not manifest.files:
+        raise StoreError(f"the manifest of {folder.name} lists no files", why="Its weights could not be checked.")
+    if manifest.base.backbone != base.identity.backbone:
+        raise WrongBaseError(
+            f"{folder.name} belongs to base {manifest.base.short}, not to {base.identity.short}",
+            why="The weights differ, so the delta would give a model nobody has tested.",
+            fix="--base with its own base; `anytune recycle` moves it to another afterwards",
+        )
+    store.verify(source)
+
+    def copy(place: Path) -> None:
+        for file in manifest.files:
+            (place / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, place / file)
+
+    manifest.name = name or manifest.name
+    entry = store.get(store.add(manifest, copy))
+    return store.update(entry, scores=scores, tags=tags, notes=notes) if scores or tags or notes else entry
 
 
 def import_folder(

@@ -13,6 +13,7 @@ all: it is written into a hidden folder beside its place and renamed.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -221,7 +222,7 @@ class Store:
             return found[0]
         if found:
             raise search.ambiguous(text, found)
-        if text and Path(text).is_dir():
+        if text and os.path.isdir(text):  # unlike Path.is_dir, no error for a text that is too long for a name
             return Entry(Path(text), read_manifest(Path(text)))
         raise search.missing(text, entries, self.folder)
 
