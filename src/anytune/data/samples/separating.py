@@ -19,12 +19,16 @@ from anytune.errors import SampleError
 from anytune.manifests import digest
 
 #: part of the cache key: raise it when loaders or the separation change what comes out
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 THRESHOLD = 0.8
 FRACTIONS = (0.7, 0.1, 0.2)
 #: of the official train rows, where a data set has its own test rows
 VALIDATION_OF_TRAIN = 0.125
 FACTS = "facts.json"
+HELD_OUT = ("validation", "test")
+DROPPED = "dropped"
+#: what may tie two rows together: the number of a near-duplicate cluster, or the name of a group
+Mark = int | str
 
 
 def sample_rows(
@@ -83,33 +87,34 @@ def separate(sample: Sample, records: Records, seed: int = 0) -> SampleRows:
     Raises:
         SampleError: raw text or train rows overlap with validation or test (a loader or separation fault).
     """
-    from anytune.data.separation import near_duplicate_clusters, overlap
+    from anytune.data.separation import SPLITS, near_duplicate_clusters, overlap, split_by_group
 
     rows, official = _distinct(records)
     outside = list(dict.fromkeys(records.outside))
     if not rows:
         raw = _distinct_texts(outside)
-        return SampleRows(sample.name, {}, raw, _facts(sample, {}, raw, 0, 0, seed))
+        return SampleRows(sample.name, {}, raw, _facts(sample, {}, raw, seed))
     texts = [text for row in rows for text in row.texts] + [text.text for text in outside]
     clusters = near_duplicate_clusters(texts, THRESHOLD)
-    groups = _merged_groups(rows, outside, clusters)
-    places = _places(sample, rows, groups[: len(rows)], official, seed)
-    splits: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    for row, place in zip(rows, places, strict=True):
-        if place in splits:
-            splits[place].append(row)
-    kept_out = {
-        group for group, place in zip(groups[: len(rows)], places, strict=True) if place in ("validation", "test")
-    }
+    marks = _marks(rows, outside, clusters)
+    if official is None:
+        groups = _merged_groups(rows, outside, marks)
+        labels = [row.label for row in rows] if sample.task == "classification" else None
+        places = split_by_group(groups[: len(rows)], labels, seed, FRACTIONS)
+        marks = [{group} for group in groups]  # from here on, nothing of a merged group may be on two sides
+    else:
+        places = _kept_apart(_with_validation(rows, marks, official, sample, seed), marks)
+    splits = {split: tuple(row for row, place in zip(rows, places, strict=True) if place == split) for split in SPLITS}
+    kept_out = set[Mark]().union(*(mark for mark, place in zip(marks, places, strict=False) if place in HELD_OUT))
     allowed = [
         RawText(text, row.group, row.date)
-        for row, place, group in zip(rows, places, groups[: len(rows)], strict=True)
+        for row, place in zip(rows, places, strict=True)
         for text in row.texts
-        if place == "train" and group not in kept_out
+        if place == "train"
     ]
-    allowed += [text for text, group in zip(outside, groups[len(rows) :], strict=True) if group not in kept_out]
+    allowed += [text for text, mark in zip(outside, marks[len(rows) :], strict=True) if not mark & kept_out]
     raw = _distinct_texts(allowed)
-    heldout = [text for split in ("validation", "test") for row in splits[split] for text in row.texts]
+    heldout = [text for split in HELD_OUT for row in splits[split] for text in row.texts]
     leaked = overlap([text.text for text in raw], heldout, THRESHOLD)
     if leaked:
         raise SampleError(
@@ -117,10 +122,8 @@ def separate(sample: Sample, records: Records, seed: int = 0) -> SampleRows:
             why="Scores on them would mean nothing.",
             fix="please report this as a fault of anytune",
         )
-    frozen = {split: tuple(members) for split, members in splits.items()}
-    return SampleRows(
-        sample.name, frozen, raw, _facts(sample, frozen, raw, len(set(clusters)), len(set(groups)), seed)
-    )
+    dropped = sum(place == DROPPED for place in places)
+    return SampleRows(sample.name, splits, raw, _facts(sample, splits, raw, seed, len(set(clusters)), dropped))
 
 
 def _distinct(records: Records) -> tuple[list[Row], list[str] | None]:
@@ -145,54 +148,72 @@ def _distinct_texts(texts: Sequence[RawText]) -> tuple[RawText, ...]:
     return tuple({text.text: text for text in reversed(texts)}.values())[::-1]
 
 
-def _merged_groups(rows: Sequence[Row], outside: Sequence[RawText], clusters: Sequence[int]) -> list[str]:
-    """Name of the merged group of each row, then of each outside text."""
+def _marks(rows: Sequence[Row], outside: Sequence[RawText], clusters: Sequence[int]) -> list[set[Mark]]:
+    """What ties each row, then each outside text, to others: the clusters of its texts, and its group."""
+    marks: list[set[Mark]] = []
+    number = iter(clusters)
+    everything: list[Row | RawText] = [*rows, *outside]
+    for owner in everything:
+        count = len(owner.texts) if isinstance(owner, Row) else 1
+        mark: set[Mark] = {next(number) for _ in range(count)}
+        marks.append(mark | {owner.group} if owner.group else mark)
+    return marks
+
+
+def _merged_groups(rows: Sequence[Row], outside: Sequence[RawText], marks: Sequence[set[Mark]]) -> list[str]:
+    """Name of the merged group of each row, then of each outside text; it depends on the texts, not on their order."""
     from anytune.data.separation import merge_groups, name_groups
 
-    owner_texts = [list(row.texts) for row in rows] + [[text.text] for text in outside]
-    own_groups = [row.group for row in rows] + [text.group for text in outside]
-    first, second, place = [], [], 0
-    for texts in owner_texts:
-        first.append(clusters[place])
-        second.append(clusters[place + len(texts) - 1])
-        place += len(texts)
-    # A pair joins two clusters: merge over both columns, which must speak of the same clusters.
-    joined = merge_groups(first + second, [*range(len(first)), *range(len(first))])[: len(first)]
-    merged = merge_groups(joined, own_groups)
-    members = [hashlib.sha256("\n".join(texts).encode()).hexdigest() for texts in owner_texts]
-    return name_groups(merged, members)
+    owners: list[int] = []
+    values: list[str] = []
+    for owner, mark in enumerate(marks):
+        owners += [owner] * len(mark)
+        values += [str(value) if isinstance(value, int) else f"group {value}" for value in mark]
+    merged = dict(zip(owners, merge_groups(owners, values), strict=True))
+    everything: list[Row | RawText] = [*rows, *outside]
+    names = ["\n".join(owner.texts if isinstance(owner, Row) else (owner.text,)) for owner in everything]
+    members = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+    return name_groups([merged[owner] for owner in range(len(marks))], members)
 
 
-def _places(
-    sample: Sample, rows: Sequence[Row], groups: Sequence[str], official: Sequence[str] | None, seed: int
+def _with_validation(
+    rows: Sequence[Row], marks: Sequence[set[Mark]], official: Sequence[str], sample: Sample, seed: int
 ) -> list[str]:
-    """Split of each row; "dropped" for official train rows whose group has a test row."""
+    """The official split, with validation taken out of train by group where it has none."""
     from anytune.data.separation import split_by_group
 
-    labels = [row.label for row in rows] if sample.task == "classification" else None
-    if official is None:
-        return split_by_group(groups, labels, seed, FRACTIONS)
-    tested = {group for group, split in zip(groups, official, strict=True) if split == "test"}
-    places = ["test" if split == "test" else "dropped" for split in official]
-    free = [index for index, group in enumerate(groups) if group not in tested]
-    answer = split_by_group(
-        [groups[index] for index in free],
-        None if labels is None else [labels[index] for index in free],
-        seed,
-        (1 - VALIDATION_OF_TRAIN, VALIDATION_OF_TRAIN, 0.0),
-    )
-    for index, place in zip(free, answer, strict=True):
+    places = list(official)
+    if "validation" in places:
+        return places
+    train = [index for index, place in enumerate(places) if place == "train"]
+    groups = _merged_groups([rows[index] for index in train], (), [marks[index] for index in train])
+    labels = [rows[index].label for index in train] if sample.task == "classification" else None
+    answer = split_by_group(groups, labels, seed, (1 - VALIDATION_OF_TRAIN, VALIDATION_OF_TRAIN, 0.0))
+    for index, place in zip(train, answer, strict=True):
         places[index] = place
     return places
+
+
+def _kept_apart(places: Sequence[str], marks: Sequence[set[Mark]]) -> list[str]:
+    """Drop validation rows tied to a test row, and train rows tied to either; test rows are never dropped."""
+    kept = list(places)
+    taken: set[Mark] = set()
+    for split in ("test", "validation", "train"):
+        mine = [index for index, place in enumerate(places) if place == split]
+        for index in mine:
+            if marks[index] & taken:
+                kept[index] = DROPPED
+        taken = taken.union(*(marks[index] for index in mine))
+    return kept
 
 
 def _facts(
     sample: Sample,
     splits: dict[str, tuple[Row, ...]],
     raw: Sequence[RawText],
-    clusters: int,
-    groups: int,
     seed: int,
+    clusters: int = 0,
+    dropped: int = 0,
 ) -> dict[str, Any]:
     labels = Counter(row.label for rows in splits.values() for row in rows)
     content = hashlib.sha256()
@@ -217,7 +238,7 @@ def _facts(
         "counts": {**{split: len(rows) for split, rows in splits.items()}, "raw": len(raw)},
         "raw_characters": sum(len(text.text) for text in raw),
         "clusters": clusters,
-        "groups": groups,
+        "dropped_near_heldout": dropped,
         "overlap": 0,
         "threshold": THRESHOLD,
         "seed": seed,
