@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def open_task(source: Task | str | Path | dict[str, Any], **options: Any) -> Tas
     return source if isinstance(source, Task) else load_task(source, **options)
 
 
-def open_domain(source: Domain | str | Path, **options: Any) -> Domain:
+def open_domain(source: Domain | str | Path | Mapping[str, Any], **options: Any) -> Domain:
     """A domain from a file or ``sample:NAME`` (see ``data.domains.load_domain``)."""
     return source if isinstance(source, Domain) else load_domain(source, **options)
 

@@ -61,14 +61,14 @@ class PackedDomain:
 
 def pretrain(
     base: Base | Entry | Source,
-    domains: Domain | Source | Sequence[Domain | Source],
+    domains: Domain | Source | Mapping[str, Any] | Sequence[Domain | Source | Mapping[str, Any]],
     *,
     store: Store | Source | None = None,
     method: str | Sequence[Any] | Mapping[str, Any] = "sequential",
     training: TrainingSettings | Mapping[str, Any] | None = None,
     seed: int = 0,
     names: Sequence[str] | None = None,
-    watch: Sequence[Domain | Source] = (),
+    watch: Sequence[Domain | Source | Mapping[str, Any]] = (),
     apart_from: Sequence[Task | Source] = (),
     reporter: Reporter | None = None,
     **columns: Any,
@@ -76,7 +76,8 @@ def pretrain(
     """Pre-train ``base`` on each domain in turn; every stage becomes a base of its own in the store.
 
     Args:
-        domains: text, JSONL, CSV or Parquet files, ``sample:NAME``, or Domains, in order.
+        domains: text, JSONL, CSV or Parquet files, ``sample:NAME``, ``{"source": ..., "name": ...}``, or Domains, in
+            order.
         names: names of the new bases, one per domain (default: ``BASE+DOMAIN``).
         watch: further domains whose held-out loss is measured before and after each stage.
         apart_from: tasks whose validation and test texts must not occur in the domains; near-duplicates are counted
@@ -92,7 +93,7 @@ def pretrain(
     """
     place = open_store(store)
     current = open_base(base, place)
-    sources = [domains] if isinstance(domains, str | Path | Domain) else list(domains)
+    sources = [domains] if isinstance(domains, str | Path | Domain | Mapping) else list(domains)
     stream = [open_domain(source, **columns) for source in sources]
     check_seeds([seed])
     if not stream:
@@ -105,10 +106,11 @@ def pretrain(
     tokenizer = current.tokenizer()
     objective = current.anatomy.objective
     packed = [PackedDomain.of(domain, tokenizer, settings, objective) for domain in stream]
-    watched = [
-        *packed,
-        *(PackedDomain.of(open_domain(one), tokenizer, settings, objective) for one in watch),
-    ]
+    named = {part.domain.name: part for part in packed}
+    for domain in map(open_domain, watch):
+        if domain.name not in named:
+            named[domain.name] = PackedDomain.of(domain, tokenizer, settings, objective)
+    watched = list(named.values())
     entries = []
     for number, part in enumerate(packed):
         stage = _Stage(

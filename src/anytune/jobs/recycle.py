@@ -14,7 +14,7 @@ from anytune.jobs.tune import Source, check_seeds, recipe_of
 from anytune.jobs.tuning import EncodedTask, Outdated, TuningPlan, load_delta, tune_once
 from anytune.manifests import Manifest
 from anytune.methods import registry
-from anytune.models.adapters import AdapterDelta
+from anytune.models.adapters import AdapterDelta, head_modules
 from anytune.models.base import Base
 from anytune.models.delta import FullDelta
 from anytune.store import Entry, Store
@@ -100,7 +100,24 @@ def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:
     delta = load_delta(entry)
     if isinstance(delta, FullDelta):
         return delta if delta.base.backbone == new.identity.backbone else delta.rebased(new.identity)
-    return delta.rebase(old.tensors(), new.tensors(), new.anatomy)
+    return complete_head(delta, entry, old).rebase(old.tensors(), new.tensors(), new.anatomy)
+
+
+def complete_head(adapter: AdapterDelta, entry: Entry, base: Base) -> AdapterDelta:
+    """The adapter with its whole head.
+
+    PEFT alone saves no freshly made pooler, so an adapter made elsewhere may lack one. It is given the values that
+    ``load`` answers with (head seed 0); from here on they are trained, saved and moved with it.
+    """
+    kind = entry.manifest.task.kind if entry.manifest.task else "classification"
+    model, head_names = base.task_model(kind, entry.manifest.label_names, seed=0)
+    missing = adapter.saved_head_missing(head_names)
+    if not missing:
+        return adapter
+    state = model.state_dict()
+    tensors = {f"base_model.model.{name}": state[name].clone() for name in missing}
+    saved = [*(adapter.config.get("modules_to_save") or []), *head_modules(model, missing)]
+    return AdapterDelta({**adapter.config, "modules_to_save": saved}, {**adapter.tensors, **tensors})
 
 
 def check_labels(manifest: Manifest, task: Task) -> None:

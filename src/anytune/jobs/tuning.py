@@ -232,7 +232,7 @@ def _keep(
         parents=parents, form=("peft" if isinstance(delta, AdapterDelta) else "full") if delta else "scores",
         task=task.record(), label_names=list(task.label_names),
         methods=[registry.record(method) for method in plan.methods],
-        training={**settings.model_dump(), "learning_rate": learning_rate(plan), "steps": result.steps},
+        training={**settings.model_dump(), "learning_rate": learning_rate(plan), "steps": result.steps or settings.steps},
         seed=plan.seed, scores={"validation": dict(on_validation.scores), "test": dict(on_test.scores)},
         curve=result.curve, steps=result.steps, best_step=result.best_step, seconds=round(result.seconds, 3), examples=result.examples,
         environment=runtime.environment(), recipe=plan.recipe, tags=plan.tags,
