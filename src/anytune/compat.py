@@ -85,9 +85,12 @@ def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(peft_model, save_embedding_layers=False)
 
 
-def set_adapter_state(peft_model: Any, tensors: dict[str, torch.Tensor]) -> list[str]:
-    """Write adapter tensors into a PEFT model; returns the names that PEFT did not recognise."""
+def set_adapter_state(peft_model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Write adapter tensors into a PEFT model.
+
+    PEFT's list of unexpected names is no use: with ``bias="all"`` it names a tensor that it saved itself. Whoever
+    calls this compares what ``adapter_state`` gives afterwards.
+    """
     from peft import set_peft_model_state_dict
 
-    result: Any = set_peft_model_state_dict(peft_model, tensors)
-    return list(result.unexpected_keys)
+    set_peft_model_state_dict(peft_model, tensors)

@@ -136,7 +136,7 @@ class AdapterDelta:
                 config.inference_mode = not trainable
                 peft_model: Any = get_peft_model(model, config)
                 _match(compat.adapter_state(peft_model), self.tensors)
-                unknown = compat.set_adapter_state(peft_model, self.tensors)
+                compat.set_adapter_state(peft_model, self.tensors)
         except DeltaError:
             raise
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as problem:
@@ -147,9 +147,9 @@ class AdapterDelta:
             ) from problem
         written = compat.adapter_state(peft_model)
         wrong = [name for name, tensor in self.tensors.items() if not torch.equal(written[name].cpu(), tensor)]
-        if unknown or wrong:
+        if wrong:
             raise DeltaError(
-                f"{len(unknown) + len(wrong)} adapter tensors did not arrive: {', '.join((unknown + wrong)[:5])}",
+                f"{len(wrong)} adapter tensors did not arrive: {', '.join(wrong[:5])}",
                 why="The model would answer with other weights than the adapter's.",
             )
         return peft_model.eval()
@@ -328,12 +328,10 @@ def _match(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
 
 def _inside(name: str) -> str:
     """The name of a tensor in the model inside: ``base_model.model.x.base_layer.bias`` -> ``x.bias``."""
-    return (
-        name.removeprefix(INSIDE)
-        .removeprefix("base_model.")
-        .replace(".base_layer.", ".")
-        .replace(".modules_to_save.", ".")
-    )
+    bare = name.removeprefix(INSIDE).removeprefix("base_model.")
+    for wrapper in (".base_layer.", ".modules_to_save.", ".original_module."):
+        bare = bare.replace(wrapper, ".")
+    return bare
 
 
 def _made_by_peft(name: str) -> bool:

@@ -23,7 +23,7 @@ from anytune import compat
 from anytune.errors import BaseError, nearest
 from anytune.manifests import MANIFEST_NAME, BaseIdentity, Manifest, read_manifest
 from anytune.models.anatomy import Anatomy, anatomy_of
-from anytune.models.fingerprint import TOKENIZER_FILES, fingerprint_folder, read_config
+from anytune.models.fingerprint import TOKENIZER_FILES, VOCABULARY_FILES, fingerprint_folder, read_config
 from anytune.models.weights import SINGLE_FILE, StoredWeights
 
 SAMPLE_PREFIX = "sample:"
@@ -83,6 +83,8 @@ class Base:
         from transformers import AutoTokenizer
 
         try:
+            if not any((self.folder / name).is_file() for name in VOCABULARY_FILES):
+                raise FileNotFoundError(f"none of {', '.join(VOCABULARY_FILES)} is there")
             with compat.quiet_transformers():
                 return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
         except Exception as problem:
@@ -157,7 +159,7 @@ class Base:
         parts = self.anatomy.split(self.stored)
         names = {name: self._name_in_model(name) for name in (*parts.backbone, *parts.pretraining_head)}
         return {
-            stored_as: self.stored[name].clone()
+            stored_as: self.stored[name]
             for name, stored_as in names.items()
             if self.anatomy.canonical(name) not in kept
         }
@@ -189,8 +191,8 @@ class Base:
         config.name_or_path = self.identity.ref or self.identity.name  # never the folder's path
         parts = self.anatomy.split(self.stored)
         names = (*parts.backbone, *parts.pretraining_head) if with_pretraining_head else parts.backbone
-        # Copies: transformers makes parameters of the tensors it is given, and these are views of the file.
-        state = {self._name_in_model(name): self.stored[name].to(dtype, copy=True) for name in names}
+        # transformers makes parameters of these very tensors; each read of the file gives a copy of its own.
+        state = {self._name_in_model(name): self.stored[name].to(dtype) for name in names}
         try:
             model, _ = compat.model_from_state(self._class(purpose), config, dict(state), dtype, seed)
         except (RuntimeError, ValueError, KeyError) as problem:

@@ -166,8 +166,11 @@ class FullDelta:
     def rebased(self, identity: BaseIdentity) -> FullDelta:
         """This delta as one of another base: the same differences bit for bit, without the corrections.
 
-        So a chain M0 -> M1 -> M2 of direct recycling ends where M0 -> M2 ends.
+        So a chain M0 -> M1 -> M2 of direct recycling ends where M0 -> M2 ends. An "upgrade" that is the same base by
+        content keeps the corrections: there the recycled model is the tuned model bit for bit.
         """
+        if identity.backbone == self.base.backbone:
+            return replace(self, base=identity)
         return replace(self, base=identity, corrections={})
 
     def save(self, folder: Path) -> Path:
@@ -255,7 +258,7 @@ class FullDelta:
     def _sum(self, name: str, base: Tensor, scale: float, exact: bool) -> Tensor:
         dtype = _dtype(self.body[name][0])
         if name not in self.difference:
-            return base.to(dtype)
+            return base.to(dtype, copy=True)
         result = arithmetic.add(base, self.difference[name], dtype, scale)
         if exact and name in self.corrections:
             arithmetic.put(result, *self.corrections[name])

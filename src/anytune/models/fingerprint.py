@@ -38,8 +38,10 @@ from anytune.models.weights import INDEX_FILE, StoredWeights, read_json, weight_
 CACHE_FORMAT = 1
 #: Files younger than this when they were hashed may change again within the clock's grain: their hash is not trusted.
 SETTLED_SECONDS = 1.0
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model",
-                   "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "special_tokens_map.json",
+#: Files that hold a vocabulary; where none of them is, transformers makes an empty tokenizer without a word.
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "sentencepiece.bpe.model",
+                    "spiece.model", "tokenizer.model")  # fmt: skip
+TOKENIZER_FILES = (*VOCABULARY_FILES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
                    "added_tokens.json", "chat_template.jinja")  # fmt: skip
 
 #: The config keys that change what the weights compute; each is hashed where the config has it.
@@ -139,7 +141,7 @@ def read_vocabulary(folder: Path) -> Mapping[str, Any] | None:
     """
     if (folder / "tokenizer.json").is_file():
         return read_json(folder / "tokenizer.json")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         return None
     from transformers import AutoTokenizer
 

@@ -94,7 +94,8 @@ class StoredWeights(Mapping[str, Tensor]):
             raise BaseError(f"{self.folder} holds no tensors", why="Its weight files are empty.")
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._place[name].get_tensor(name)
+        # A copy: what the handle gives is a view of the file, shared by all who ask for it.
+        return self._place[name].get_tensor(name).clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._place)
