@@ -295,7 +295,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_hashes(folder: Path, leave_out: Mapping[str, Any] | tuple[str, ...] = (MANIFEST_NAME,)) -> dict[str, str]:
-    """Relative name -> SHA-256 of every file below ``folder``, apart from those named (by default the manifest)."""
+def file_hashes(folder: Path, leave_out: tuple[str, ...] = (MANIFEST_NAME, METRICS_NAME)) -> dict[str, str]:
+    """Relative name -> SHA-256 of every file below ``folder``, apart from the manifest and the run's log."""
     names = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}
     return {name: sha256_file(file) for name, file in names.items() if name not in leave_out}

@@ -20,7 +20,7 @@ COPIED = ("*.json", "*.txt", "*.model", "*.jinja")
 def add_base(base: Base | Source, *, store: Store | Source | None = None, name: str | None = None) -> Entry:
     """Copy a base (a folder, ``sample:NAME``, a hub id) into the store under a name.
 
-    Its weights, and so its fingerprint, stay as they are. Safetensors, JSON and tokenizer files are copied, nothing else.
+    Its weights, and so its fingerprint, stay as they are. Only safetensors, JSON and tokenizer files are copied.
     """
     place = open_store(store)
     opened = open_base(base, place)

@@ -122,7 +122,7 @@ def demo(
     add_base(base, store=store, name="v0")
     run_units(plan, title="demo", reporter=tell, workers=count)
     page = report(store, Path(folder) / "report.html")
-    for sentence in verdicts(compare(runs_of(read_store(store.folder)))):
+    for sentence in verdicts(compare(runs_of(read_store(store.folder)[0]))):
         tell.say(sentence)
     tell.say(f"Done in {time.monotonic() - began:.0f} s. The page: {page}   The store: {store.folder}")
     return page
@@ -152,7 +152,9 @@ def estimate(model: str, plan: Sequence[Unit], workers: int, warm: bool) -> str:
     steps = sum(unit.steps for unit in plan)
     seconds = steps / STEPS_PER_SECOND[model] / workers * 1.3 + 15
     first = f"after a warming of {WARMINGS[model].steps} steps (once, kept in the cache) " if warm else ""
-    return f"{len(plan)} jobs with {steps:,} steps on {model} in {workers} processes, {first}about {seconds / 60:.0f} min"
+    return (
+        f"{len(plan)} jobs with {steps:,} steps on {model} in {workers} processes, {first}about {seconds / 60:.0f} min"
+    )
 
 
 def units(parts: Sequence[Part], scale: Scale, store: str) -> list[Unit]:

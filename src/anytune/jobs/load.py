@@ -74,7 +74,8 @@ def predict(
     """
     place = _store_for(delta, store)
     entry = open_delta(delta, place)
-    rows = [Example(*(text if isinstance(text, tuple) else (text, None)), label=0) for text in texts]
+    pairs = [text if isinstance(text, tuple) else (text, None) for text in texts]
+    rows = [Example(first, second, 0) for first, second in pairs]
     if not rows:
         raise DataError("there is no text to predict for", fix='anytune predict DELTA "some text"')
     for number, row in enumerate(rows):
@@ -91,7 +92,9 @@ def predict(
     answers = []
     for row in probabilities(logits).tolist():
         best = max(range(len(row)), key=row.__getitem__)
-        answers.append({"label": names[best], "probability": row[best], "probabilities": dict(zip(names, row, strict=True))})
+        answers.append(
+            {"label": names[best], "probability": row[best], "probabilities": dict(zip(names, row, strict=True))}
+        )
     return answers
 
 
@@ -201,5 +204,3 @@ def _store_for(delta: Entry | Source, store: Store | Source | None) -> Store:
     if store is None and isinstance(delta, Entry):
         return Store(delta.folder.parent.parent, create=False)
     return open_store(store, create=False)
-
-

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -48,7 +48,9 @@ class PackedDomain:
     heldout: Blocks | None
 
     @classmethod
-    def of(cls, domain: Domain, tokenizer: Any, settings: TrainingSettings, objective: str) -> PackedDomain:
+    def of(
+        cls, domain: Domain, tokenizer: Any, settings: TrainingSettings, objective: Literal["mlm", "clm"]
+    ) -> PackedDomain:
         """Tokenise and pack both parts, cached by content."""
         cache = cache_folder() / "blocks"
         whole = pack(domain.texts, tokenizer, settings.block_size, objective=objective, cache=cache)
@@ -139,7 +141,8 @@ def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
         counts[task.name] = overlap(domain.texts, held)
         if counts[task.name]:
             raise DataError(
-                f"{counts[task.name]} texts of domain '{domain.name}' are also in the held-out part of task '{task.name}'",
+                f"{counts[task.name]} texts of domain '{domain.name}' are also in the held-out part of task "
+                f"'{task.name}'",
                 why="Scores on that task after this pre-training would not be honest.",
                 fix=f"take those texts out of '{domain.name}'; the samples of this project are already apart",
             )
@@ -185,7 +188,10 @@ class _Stage:
         work = store.work(key)
 
         def losses(model: nn.Module) -> dict[str, float]:
-            return {name: self._heldout_loss(model, blocks, objective, tokenizer, runtime) for name, blocks in scored.items()}
+            return {
+                name: self._heldout_loss(model, blocks, objective, tokenizer, runtime)
+                for name, blocks in scored.items()
+            }
 
         def evaluate(model: nn.Module) -> Evaluation:
             found = losses(model)
@@ -212,7 +218,9 @@ class _Stage:
         self, model: nn.Module, blocks: Blocks, objective: LanguageModelling, tokenizer: Any, runtime: Runtime
     ) -> float:
         size = self.settings.evaluate_batch_size
-        batches = heldout_batches(blocks, size, 0, objective.anatomy.objective, tokenizer, self.settings.mask_probability)
+        batches = heldout_batches(
+            blocks, size, 0, objective.anatomy.objective, tokenizer, self.settings.mask_probability
+        )
         return language_loss(model, objective, islice(batches, max(1, HELDOUT_BLOCKS // size)), runtime)
 
     def _keep(

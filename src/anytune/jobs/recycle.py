@@ -12,8 +12,9 @@ from anytune.errors import DataError, DeltaError, StoreError
 from anytune.jobs.opening import base_of_delta, open_base, open_delta, open_store, open_task
 from anytune.jobs.tune import Source, check_seeds, recipe_of
 from anytune.jobs.tuning import EncodedTask, Outdated, TuningPlan, load_delta, tune_once
-from anytune.manifests import Manifest
+from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry
+from anytune.methods.protocol import Method
 from anytune.models.adapters import AdapterDelta, head_modules
 from anytune.models.base import Base
 from anytune.models.delta import FullDelta
@@ -78,6 +79,7 @@ def recycle(
         plan = TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
             outdated=Outdated(entry, moved_delta, new), keep=keep,
+            inherited=inherited_methods(entry.manifest, methods),
             name=name or f"{data.name}-{methods[0].name}-{new.name}",
             tags=dict(tags or {"arm": methods[0].name}),
             recipe=recipe_of("recycle", base=new, task=data, delta=entry.reference, method=method, tune=tuned_by,
@@ -134,10 +136,17 @@ def check_labels(manifest: Manifest, task: Task) -> None:
         )
     if task.kind == "classification" and list(task.label_names) != manifest.label_names:
         raise DataError(
-            f"labels differ: the delta has {_few(manifest.label_names)}; task '{task.name}' has {_few(task.label_names)}",
+            f"labels differ: the delta has {_few(manifest.label_names)}; "
+            f"task '{task.name}' has {_few(task.label_names)}",
             why="Output i of the delta's head would be read as another label.",
             fix="--task with the same labels; a fixed order can be given with --label-names",
         )
+
+
+def inherited_methods(manifest: Manifest, methods: Sequence[Method]) -> list[MethodRecord]:
+    """The tune methods of the outdated delta that this run does not name itself: LoRA's matrices, a frozen body."""
+    named = {f"{method.room}/{method.name}" for method in methods}
+    return [record for record in manifest.methods if record.name.startswith("tune/") and record.name not in named]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -86,9 +86,13 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
     """
     for seed in seeds:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise SettingsError(f"seed = {seed!r}", why="A seed is a whole number from 0 to 4294967295.", fix="seeds=[0]")
+            raise SettingsError(
+                f"seed = {seed!r}", why="A seed is a whole number from 0 to 4294967295.", fix="seeds=[0]"
+            )
     if len(set(seeds)) != len(seeds) or not seeds:
-        raise SettingsError(f"seeds = {list(seeds)}", why="Seeds must be distinct, and at least one.", fix="seeds=[0,1,2]")
+        raise SettingsError(
+            f"seeds = {list(seeds)}", why="Seeds must be distinct, and at least one.", fix="seeds=[0,1,2]"
+        )
     return list(seeds)
 
 

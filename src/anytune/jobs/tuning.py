@@ -24,7 +24,7 @@ from anytune.engine.progress import Reporter, Silent
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, total_steps
 from anytune.errors import DeltaError, MethodError
-from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, Parent, run_key
+from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent, run_key
 from anytune.methods import registry
 from anytune.methods.objective import Classification, Regression
 from anytune.methods.protocol import Method, Run
@@ -70,6 +70,8 @@ class TuningPlan:
     tags: dict[str, str] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    #: methods the outdated weights were made with and that are not run again (their parametrisation is carried along)
+    inherited: Sequence[MethodRecord] = ()
 
     @property
     def trains(self) -> bool:
@@ -100,7 +102,9 @@ class EncodedTask:
     @classmethod
     def of(cls, task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
         """Tokenise all splits (truncated at ``max_length`` tokens)."""
-        parts = (encode_task(rows, tokenizer, max_length, task.kind) for rows in (task.train, task.validation, task.test))
+        parts = (
+            encode_task(rows, tokenizer, max_length, task.kind) for rows in (task.train, task.validation, task.test)
+        )
         return cls(*parts)
 
 
@@ -119,7 +123,10 @@ def evaluator(
     def evaluate(model: nn.Module) -> tuple[Evaluation, Tensor]:
         logits = predict_logits(model, evaluation_batches(encoded, batch_size), len(gold), runtime)
         found = task_evaluation(
-            gold, task.kind, lambda predicted, labels: score(task.metric, predicted, labels, len(task.label_names)), logits
+            gold,
+            task.kind,
+            lambda predicted, labels: score(task.metric, predicted, labels, len(task.label_names)),
+            logits,
         )
         return found, logits
 
@@ -133,34 +140,45 @@ def tune_once(
 
     An interrupted run leaves its checkpoints in the store and goes on from them when called again.
     """
-    reporter = reporter or Silent()
     runtime = make_runtime(plan.settings.precision)
     key = plan.key(runtime.precision)
     finished = store.find("delta", run=key)
     if finished:
         return finished[-1]
-    encoded = encoded or EncodedTask.of(plan.task, plan.base.tokenizer(), plan.settings.max_length)
-    settings = plan.settings
-    train_batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
-    steps = total_steps(settings, train_batches.batches_per_epoch) if plan.trains else 0
-    validate = evaluator(plan.task, encoded.validation, "validation", settings.evaluate_batch_size, runtime)
+    task, base, settings = plan.task, plan.base, plan.settings
+    encoded = encoded or EncodedTask.of(task, base.tokenizer(), settings.max_length)
+    batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
+    steps = total_steps(settings, batches.batches_per_epoch) if plan.trains else 0
+    validate = evaluator(task, encoded.validation, "validation", settings.evaluate_batch_size, runtime)
     work = store.work(key)
     with seeded(derive_seed(plan.seed, "train")):
-        model, head_names = plan.base.task_model(plan.task.kind, plan.task.label_names, derive_seed(plan.seed, "head"))
+        model, head_names = base.task_model(task.kind, task.label_names, derive_seed(plan.seed, "head"))
         run = Run(
-            seed=derive_seed(plan.seed, "method"), steps=steps, anatomy=plan.base.anatomy, head_names=head_names,
+            seed=derive_seed(plan.seed, "method"),
+            steps=steps,
+            anatomy=base.anatomy,
+            head_names=head_names,
             install_outdated=plan.outdated.install if plan.outdated else None,
-        )  # fmt: skip
+        )
         for method in plan.methods:
             model = method.prepare(model, run)
         result = train(
-            model, methods=plan.methods, objective=Classification() if plan.task.kind == "classification" else Regression(),
-            batches=train_batches, steps=steps, settings=settings, learning_rate=learning_rate(plan), runtime=runtime,
-            evaluate=lambda current: validate(current)[0], work=work, title=title(plan), reporter=reporter,
-        )  # fmt: skip
+            model,
+            methods=plan.methods,
+            objective=Classification() if task.kind == "classification" else Regression(),
+            batches=batches,
+            steps=steps,
+            settings=settings,
+            learning_rate=learning_rate(plan),
+            runtime=runtime,
+            evaluate=lambda current: validate(current)[0],
+            work=work,
+            title=title(plan),
+            reporter=reporter or Silent(),
+        )
         for method in reversed(plan.methods):
             model = method.finish(model, run)
-    entry = _keep(plan, store, key, model, list(head_names), result, encoded, runtime, work)
+    entry = _Outcome(plan, key, model, list(head_names), result, encoded, runtime, work).keep(store)
     store.end_work(key)
     return entry
 
@@ -175,7 +193,9 @@ def learning_rate(plan: TuningPlan) -> float:
 
 def title(plan: TuningPlan) -> str:
     """What the progress line says: ``hpo on v1, recycle/initialize, seed 0``."""
-    return f"{plan.task.name} on {plan.base.name}, {'+'.join(method.name for method in plan.methods)}, seed {plan.seed}"
+    return (
+        f"{plan.task.name} on {plan.base.name}, {'+'.join(method.name for method in plan.methods)}, seed {plan.seed}"
+    )
 
 
 def load_delta(entry: Entry) -> AnyDelta:
@@ -210,47 +230,81 @@ def delta_of(model: nn.Module, base: Base, head_names: list[str], identity: Base
     return FullDelta.extract(base.tensors(), model.state_dict(), head_names, base.anatomy, identity)
 
 
-def _keep(
-    plan: TuningPlan, store: Store, key: str, model: nn.Module, head_names: list[str], result: TrainingResult,
-    encoded: EncodedTask, runtime: Runtime, work: Path,
-) -> Entry:  # fmt: skip
-    base, task, settings = plan.base, plan.task, plan.settings
-    on_validation, _ = evaluator(task, encoded.validation, "validation", settings.evaluate_batch_size, runtime)(model)
-    on_test, logits = evaluator(task, encoded.test, "test", settings.evaluate_batch_size, runtime)(model)
-    delta: AnyDelta | None = None
-    if plan.keep == "weights":
-        if plan.outdated is not None and not plan.trains:
-            delta = plan.outdated.delta  # carried bit for bit, so that a chain of upgrades adds no rounding
-        else:
-            delta = delta_of(model.cpu(), base, head_names, base.identity)
-    parents = [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest else []
-    if plan.outdated is not None:
-        old = plan.outdated.entry.manifest
-        parents.append(Parent(id=old.id, role="delta", name=old.name))
-    manifest = Manifest(
-        kind="delta", name=plan.name or f"{task.name}-{plan.methods[0].name}-{base.name}", run=key, base=base.identity,
-        parents=parents, form=("peft" if isinstance(delta, AdapterDelta) else "full") if delta else "scores",
-        task=task.record(), label_names=list(task.label_names),
-        methods=[registry.record(method) for method in plan.methods],
-        training={**settings.model_dump(), "learning_rate": learning_rate(plan), "steps": result.steps or settings.steps},
-        seed=plan.seed, scores={"validation": dict(on_validation.scores), "test": dict(on_test.scores)},
-        curve=result.curve, steps=result.steps, best_step=result.best_step, seconds=round(result.seconds, 3), examples=result.examples,
-        environment=runtime.environment(), recipe=plan.recipe, tags=plan.tags,
-        probe=make_probe(model.cpu(), base.config.vocab_size, plan.seed) if delta else None,
-        notes=[*task.notes, *plan.notes, *truncation_notes(encoded, settings.max_length)],
-    )  # fmt: skip
+@dataclass
+class _Outcome:
+    """A finished run on its way into the store."""
 
-    def write(folder: Path) -> None:
-        if isinstance(delta, AdapterDelta):
-            delta.save(folder, base.identity)
-        elif delta is not None:
-            delta.save(folder)
-        write_predictions(folder / PREDICTIONS_NAME, task, "test", logits)
-        if (work / METRICS_NAME).exists():
-            shutil.copy(work / METRICS_NAME, folder / METRICS_NAME)
+    plan: TuningPlan
+    key: str
+    model: nn.Module
+    head_names: list[str]
+    result: TrainingResult
+    encoded: EncodedTask
+    runtime: Runtime
+    work: Path
 
-    folder = store.add(manifest, write)
-    return Entry(folder, manifest)
+    def keep(self, store: Store) -> Entry:
+        plan = self.plan
+        scores, logits = {}, torch.empty(0)
+        for split in ("validation", "test"):
+            score_on = evaluator(
+                plan.task, getattr(self.encoded, split), split, plan.settings.evaluate_batch_size, self.runtime
+            )
+            found, logits = score_on(self.model)
+            scores[split] = dict(found.scores)
+        self.model.cpu()
+        delta = self.delta() if plan.keep == "weights" else None
+        manifest = self.manifest(delta, scores)
+
+        def write(folder: Path) -> None:
+            if isinstance(delta, AdapterDelta):
+                delta.save(folder, plan.base.identity)
+            elif delta is not None:
+                delta.save(folder)
+            write_predictions(folder / PREDICTIONS_NAME, plan.task, "test", logits)
+            if (self.work / METRICS_NAME).exists():
+                shutil.copy(self.work / METRICS_NAME, folder / METRICS_NAME)
+
+        return Entry(store.add(manifest, write), manifest)
+
+    def delta(self) -> AnyDelta:
+        """What is stored: the outdated weights as they were moved, if nothing was trained; else what training made."""
+        if self.plan.outdated is not None and not self.plan.trains:
+            return self.plan.outdated.delta  # bit for bit, so that a chain of upgrades adds no rounding
+        return delta_of(self.model, self.plan.base, self.head_names, self.plan.base.identity)
+
+    def manifest(self, delta: AnyDelta | None, scores: dict[str, Any]) -> Manifest:
+        plan, result = self.plan, self.result
+        base, task, settings = plan.base, plan.task, plan.settings
+        parents = [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest else []
+        if plan.outdated is not None:
+            old = plan.outdated.entry.manifest
+            parents.append(Parent(id=old.id, role="delta", name=old.name))
+        steps = result.steps or settings.steps  # of a run without training: what a run that trains would inherit
+        return Manifest(
+            kind="delta",
+            name=plan.name or f"{task.name}-{plan.methods[0].name}-{base.name}",
+            run=self.key,
+            base=base.identity,
+            parents=parents,
+            form=("peft" if isinstance(delta, AdapterDelta) else "full") if delta else "scores",
+            task=task.record(),
+            label_names=list(task.label_names),
+            methods=[*plan.inherited, *map(registry.record, plan.methods)],
+            training={**settings.model_dump(), "learning_rate": learning_rate(plan), "steps": steps},
+            seed=plan.seed,
+            scores=scores,
+            curve=result.curve,
+            steps=result.steps,
+            best_step=result.best_step,
+            seconds=round(result.seconds, 3),
+            examples=result.examples,
+            environment=self.runtime.environment(),
+            probe=make_probe(self.model, base.config.vocab_size, plan.seed) if delta else None,
+            recipe=plan.recipe,
+            tags=plan.tags,
+            notes=[*task.notes, *plan.notes, *truncation_notes(self.encoded, settings.max_length)],
+        )
 
 
 def truncation_notes(encoded: EncodedTask, max_length: int) -> list[str]:

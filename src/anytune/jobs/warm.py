@@ -68,7 +68,10 @@ WARMINGS = {
 
 def general_text() -> Domain:
     """The warming text as one domain: Brown and a part of GCIDE, documents in an order decided by their hash."""
-    parts = [load_domain(f"sample:{GENERAL_TEXT[0]}"), load_domain(f"sample:{GENERAL_TEXT[1]}", limit=DICTIONARY_ENTRIES)]
+    parts = [
+        load_domain(f"sample:{GENERAL_TEXT[0]}"),
+        load_domain(f"sample:{GENERAL_TEXT[1]}", limit=DICTIONARY_ENTRIES),
+    ]
     return mix(parts, "general")
 
 
@@ -80,10 +83,14 @@ def mix(domains: Sequence[Domain], name: str) -> Domain:
 
     content = hashlib.sha256("".join(domain.content for domain in domains).encode()).hexdigest()
     return Domain(
-        name=name, texts=mingled([text for domain in domains for text in domain.texts]),
-        heldout=mingled([text for domain in domains for text in domain.heldout]), dates=None, ref=None, content=content,
+        name=name,
+        texts=mingled([text for domain in domains for text in domain.texts]),
+        heldout=mingled([text for domain in domains for text in domain.heldout]),
+        dates=None,
+        ref=None,
+        content=content,
         notes=tuple(f"with {domain.name}" for domain in domains),
-    )  # fmt: skip
+    )
 
 
 def warmed(sample: str, *, tell: Reporter | None = None, steps: int | None = None) -> Base:
@@ -103,9 +110,15 @@ def warmed(sample: str, *, tell: Reporter | None = None, steps: int | None = Non
         store = Store(cache_folder() / "warming")
         base = load_base(f"sample:{sample}", resolve_sample=sample_folder)
         [entry] = pretrain(
-            base, [general_text()], store=store, training=recipe.training(), seed=recipe.seed, names=[f"{sample}-warmed"],
-            method={"name": "sequential", "head_rate": recipe.head_rate}, reporter=tell,
-        )  # fmt: skip
+            base,
+            [general_text()],
+            store=store,
+            method={"name": "sequential", "head_rate": recipe.head_rate},
+            training=recipe.training(),
+            seed=recipe.seed,
+            names=[f"{sample}-warmed"],
+            reporter=tell,
+        )
         with staged_folder(final) as folder:
             shutil.copytree(entry.folder, folder, dirs_exist_ok=True)
         shutil.rmtree(store.folder, ignore_errors=True)
@@ -120,7 +133,11 @@ def write_bf16(base: Base, out: Path, name: str) -> Path:
         save_base(model, base, folder, base.held_over(), dtype=torch.bfloat16)
         prints = fingerprint_folder(folder, cache=False)
         identity = BaseIdentity(
-            backbone=prints.backbone, config=prints.config, vocabulary=prints.vocabulary, name=name, ref=f"sample:{name}"
+            backbone=prints.backbone,
+            config=prints.config,
+            vocabulary=prints.vocabulary,
+            name=name,
+            ref=f"sample:{name}",
         )
         stored, _ = load_base(folder).pretraining_model(0)
         manifest = base.manifest.model_copy(

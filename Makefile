@@ -1,0 +1,44 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Newest versions by default; `make test CONSTRAINTS=` leaves the choice to pip.
+CONSTRAINTS ?= -c constraints.txt
+
+.PHONY: demo test lint format clean distclean
+
+# The whole life cycle on a real model and real text: a page in anytune-demo/report.html
+demo: $(VENV)/.installed
+	$(BIN)/anytune demo $(DEMO)
+
+test: lint
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.developing
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.developing
+	$(BIN)/ruff check --fix src tests
+	$(BIN)/ruff format src tests
+
+# The CPU build of torch is asked for by version first: a plain `torch` may bring gigabytes of GPU libraries.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) torch
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[all]"
+	touch $@
+
+$(VENV)/.developing: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) "pip>=25.1"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --group dev
+	touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis anytune-demo
+	find . -name __pycache__ -not -path "./$(VENV)/*" -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,399 @@
+"""Recipes: a job as a YAML file, checked before anything runs: ``anytune run RECIPE.yaml training.steps=50``.
+
+The keys of a recipe are the arguments of the job's function, and ``job`` says which::
+
+    job: tune
+    base: sample:bert-tiny
+    task: reviews.csv
+    method: {name: lora, r: 8}
+    training: {steps: 200, learning_rate: 1e-3}
+    seeds: [0, 1, 2]            # or 3, which is that many, from 0
+
+A recipe with ``jobs: [...]`` runs several in order; keys beside ``jobs`` (``store``, ``base``, ``seeds`` ...) are
+defaults of every job that has them. Files are looked for beside the recipe; paths in an override, from the current
+folder. The recipe inside a manifest runs too: name its ``anytune.json``, its folder, or the artefact.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from anytune.engine.progress import Reporter
+from anytune.engine.settings import TrainingSettings, training_settings
+from anytune.errors import AnytuneError, SettingsError, nearest
+from anytune.jobs.recipe_files import RecipeText, parse_seeds, read_recipe, with_overrides
+from anytune.manifests import MANIFEST_NAME, read_manifest
+
+Method = str | dict[str, Any] | list[str | dict[str, Any]]
+Source = str | dict[str, Any]
+Seeds = Annotated[list[int], BeforeValidator(parse_seeds)]
+Count = Annotated[int, Field(gt=0)]
+#: Keys whose values may name files; of these, ``PLACES_TO_WRITE`` always do.
+FILE_KEYS = ("base", "old_base", "delta", "task", "domains", "watch", "apart_from", "validation", "test", "source")
+PLACES_TO_WRITE = ("store", "out", "figures")
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+
+
+class JobRecipe(BaseModel):
+    """What all recipes share: unknown keys are errors, and only what is given is handed to the job."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    #: module and function that run it
+    home: ClassVar[tuple[str, str]]
+    #: key -> room of the methods it names
+    rooms: ClassVar[Mapping[str, str]] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the job's function."""
+        return {
+            key: value
+            for key, value in self.model_dump(exclude_unset=True).items()
+            if key != "job" and value is not None
+        }
+
+
+class TaskColumns(JobRecipe):
+    """How a task's data are read: the arguments of ``load_task``, apart from its name."""
+
+    text: str | list[str] | None = None
+    label: str | None = None
+    metric: str | None = None
+    kind: Literal["classification", "regression"] | None = None
+    validation: str | None = None
+    test: str | None = None
+    split_seed: int | None = None
+    validation_fraction: float | None = None
+    test_fraction: float | None = None
+    limit: Count | None = None
+    label_names: list[str] | None = None
+
+
+class TuneRecipe(TaskColumns):
+    """``job: tune``; see :func:`anytune.jobs.tune.tune`."""
+
+    home = ("anytune.jobs.tune", "tune")
+    rooms: ClassVar[Mapping[str, str]] = {"method": "tune"}
+    job: Literal["tune"] = "tune"
+    base: str
+    task: Source
+    store: str | None = None
+    method: Method = "full"
+    training: dict[str, Any] | None = None
+    seeds: Seeds | None = None
+    train_size: Count | None = None
+    per_class: Count | None = None
+    keep: Literal["weights", "scores"] = "weights"
+    name: str | None = None
+    tags: dict[str, str] | None = None
+
+
+class PretrainRecipe(JobRecipe):
+    """``job: pretrain``; see :func:`anytune.jobs.pretrain.pretrain`."""
+
+    home = ("anytune.jobs.pretrain", "pretrain")
+    rooms: ClassVar[Mapping[str, str]] = {"method": "pretrain"}
+    job: Literal["pretrain"] = "pretrain"
+    base: str
+    domains: Annotated[list[Source], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+    store: str | None = None
+    method: Method = "sequential"
+    training: dict[str, Any] | None = None
+    seed: int = 0
+    names: list[str] | None = None
+    watch: list[Source] = Field(default_factory=list)
+    apart_from: list[Source] = Field(default_factory=list)
+    text: str | None = None
+    date: str | None = None
+    limit: Count | None = None
+    heldout_fraction: float | None = None
+
+
+class RecycleRecipe(TaskColumns):
+    """``job: recycle``; see :func:`anytune.jobs.recycle.recycle`."""
+
+    home = ("anytune.jobs.recycle", "recycle")
+    rooms: ClassVar[Mapping[str, str]] = {"method": "recycle", "tune": "tune"}
+    job: Literal["recycle"] = "recycle"
+    delta: str
+    base: str
+    store: str | None = None
+    method: str | dict[str, Any] = "initialize"
+    tune: Method | None = None
+    task: Source | None = None
+    old_base: str | None = None
+    training: dict[str, Any] | None = None
+    seeds: Seeds | None = None
+    train_size: Count | None = None
+    per_class: Count | None = None
+    keep: Literal["weights", "scores"] = "weights"
+    name: str | None = None
+    tags: dict[str, str] | None = None
+
+
+class EvaluateRecipe(TaskColumns):
+    """``job: evaluate``; see :func:`anytune.jobs.load.evaluate`."""
+
+    home = ("anytune.jobs.load", "evaluate")
+    job: Literal["evaluate"] = "evaluate"
+    delta: str
+    task: Source | None = None
+    split: Literal["train", "validation", "test"] = "test"
+    store: str | None = None
+    base: str | None = None
+    batch_size: Count | None = None
+
+
+class ReportRecipe(JobRecipe):
+    """``job: report``; see :func:`anytune.jobs.report.report`."""
+
+    home = ("anytune.jobs.report", "report")
+    job: Literal["report"] = "report"
+    store: str | None = None
+    out: str | None = None
+    figures: str | None = None
+
+
+JOBS: dict[str, type[JobRecipe]] = {
+    "tune": TuneRecipe,
+    "pretrain": PretrainRecipe,
+    "recycle": RecycleRecipe,
+    "evaluate": EvaluateRecipe,
+    "report": ReportRecipe,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: its jobs in order. ``several`` says whether it was written with ``jobs:``."""
+
+    jobs: tuple[JobRecipe, ...]
+    several: bool = False
+
+    def resolved(self) -> list[dict[str, Any]]:
+        """Every job as plain values, defaults and overrides put in: what will run."""
+        return [{"job": job.model_dump()["job"], **job.arguments()} for job in self.jobs]
+
+
+def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        recipe: a YAML file, the folder or ``anytune.json`` of an artefact, or a mapping.
+        overrides: ``key=value``, with dots for inner keys: ``training.steps=50``, ``method.r=4``, ``jobs.0.seeds=3``.
+
+    Raises:
+        SettingsError: no YAML, a key that is unknown, twice or missing, or a value outside its limits; names the key,
+            the near one and the line.
+        MethodError: an unknown method.
+    """
+    text = _text_of(recipe)
+    values = with_overrides(text.values, overrides)
+    if "jobs" not in values:
+        return Recipe((_job(values, text, ()),))
+    jobs = values.pop("jobs")
+    if not isinstance(jobs, list) or not jobs:
+        raise SettingsError(
+            f"{text.where('jobs')}: jobs is no list of jobs", fix="jobs: [{job: tune, ...}, {job: report}]"
+        )
+    shared = _shared(values, jobs, text)
+    return Recipe(
+        tuple(_job(_with_defaults(job, shared), text, ("jobs", place)) for place, job in enumerate(jobs)), True
+    )
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    store: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Any:
+    """Run a recipe.
+
+    Every job is checked before the first one starts. What is in the store already is not run again.
+
+    Args:
+        recipe: a YAML file, the folder or ``anytune.json`` of an artefact, or a mapping (a manifest's ``recipe``).
+        overrides: ``key=value``; see :func:`load_recipe`.
+        store: instead of the recipe's own.
+
+    Returns:
+        What the job's function returns; for a recipe with ``jobs``, the list of these.
+
+    Raises:
+        AnytuneError: a recipe or input that cannot be used.
+    """
+    loaded = load_recipe(recipe, overrides)
+    results = [run_job(job, store=store, reporter=reporter) for job in loaded.jobs]
+    return results if loaded.several else results[0]
+
+
+def run_job(job: JobRecipe, *, store: str | Path | None = None, reporter: Reporter | None = None) -> Any:
+    """Run one checked job; returns what its function returns."""
+    module, name = job.home
+    arguments = job.arguments()
+    if store is not None:
+        arguments["store"] = store
+    if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe):
+        arguments["reporter"] = reporter
+    return getattr(importlib.import_module(module), name)(**arguments)
+
+
+# From text to values
+
+
+def _text_of(recipe: str | Path | Mapping[str, Any]) -> RecipeText:
+    if isinstance(recipe, Mapping):
+        return RecipeText(dict(recipe))
+    path = Path(recipe).expanduser()
+    if path.is_dir() or path.name == MANIFEST_NAME:
+        return _of_manifest(path if path.is_dir() else path.parent)
+    text = read_recipe(path)
+    return RecipeText(_beside(text.values, path.parent), text.source, text.lines)
+
+
+def _of_manifest(folder: Path) -> RecipeText:
+    """The recipe in a manifest; it runs in the store that the artefact stands in, unless another is named."""
+    manifest = read_manifest(folder)
+    if not manifest.recipe:
+        raise SettingsError(
+            f"the manifest of '{manifest.name}' holds no recipe", why="It was not made by a job of anytune."
+        )
+    home = folder.resolve().parent
+    place = {"store": str(home.parent)} if home.name in ("bases", "deltas") else {}
+    return RecipeText({**place, **manifest.recipe}, f"the recipe of '{manifest.name}'")
+
+
+def _beside(values: Any, folder: Path) -> Any:
+    """The recipe with the files it names looked for in ``folder``; names that are no files there stay."""
+    if isinstance(values, list):
+        return [_beside(value, folder) for value in values]
+    if not isinstance(values, Mapping):
+        return values
+    return {key: _beside_value(key, value, folder) for key, value in values.items()}
+
+
+def _beside_value(key: str, value: Any, folder: Path) -> Any:
+    if isinstance(value, list) and key in FILE_KEYS:
+        return [_beside_value(key, inner, folder) for inner in value]
+    if not isinstance(value, str):
+        return _beside(value, folder)
+    if key not in (*FILE_KEYS, *PLACES_TO_WRITE) or not value or value.startswith("sample:"):
+        return value
+    there = folder / Path(value).expanduser()
+    named_as_file = value.startswith((".", "~")) or value.lower().endswith(DATA_SUFFIXES)
+    return str(there) if key in PLACES_TO_WRITE or named_as_file or there.exists() else value
+
+
+# From values to jobs
+
+
+def _shared(values: dict[str, Any], jobs: list[Any], text: RecipeText) -> dict[str, Any]:
+    """Defaults beside ``jobs``; each must be a key of at least one of the jobs."""
+    kinds = [JOBS[job["job"]] for job in jobs if isinstance(job, Mapping) and job.get("job") in JOBS]
+    known = {key for kind in kinds for key in kind.model_fields} - {"job"}
+    for key in values:
+        if key not in known:
+            raise _unknown_key(key, sorted({*known, "jobs"}), text.where(key), "its jobs")
+    return values
+
+
+def _with_defaults(job: Any, shared: Mapping[str, Any]) -> Any:
+    if not isinstance(job, Mapping) or job.get("job") not in JOBS:
+        return job
+    fields = JOBS[job["job"]].model_fields
+    filled = {key: value for key, value in shared.items() if key in fields} | dict(job)
+    if isinstance(shared.get("training"), Mapping) and isinstance(job.get("training"), Mapping):
+        filled["training"] = {**shared["training"], **job["training"]}
+    return filled
+
+
+def _job(values: Any, text: RecipeText, place: tuple[str | int, ...]) -> JobRecipe:
+    """One checked job."""
+    if not isinstance(values, Mapping):
+        raise SettingsError(
+            f"{text.where(*place)}: a job is a mapping, not {values!r}", fix="{job: tune, base: ..., task: ...}"
+        )
+    name = values.get("job")
+    if name not in JOBS:
+        what = f"unknown job '{name}'" if name is not None else "no job is named"
+        near = nearest(str(name), JOBS) if name is not None else None
+        raise SettingsError(
+            f"{_where(text, place, 'job')}: {what}", why=f"Jobs: {', '.join(JOBS)}.", fix=f"job: {near or 'tune'}"
+        )
+    kind = JOBS[name]
+    for key in values:
+        if key not in kind.model_fields:
+            raise _unknown_key(key, sorted(kind.model_fields), _where(text, place, key), f"job '{name}'")
+    _check_training(values.get("training"), text, place)
+    try:
+        job = kind.model_validate(dict(values))
+    except ValidationError as problem:
+        raise _invalid(problem, kind, name, text, place) from None
+    except SettingsError as problem:  # of parse_seeds
+        raise _at(problem, _where(text, place, "seeds")) from None
+    _check_methods(job, values, text, place)
+    return job
+
+
+def _check_training(given: Any, text: RecipeText, place: tuple[str | int, ...]) -> None:
+    if not isinstance(given, Mapping):
+        return  # None, or refused by the schema
+    for key in given:
+        if key not in TrainingSettings.model_fields:
+            where = _where(text, place, "training", key)
+            raise _unknown_key(key, list(TrainingSettings.model_fields), where, "training")
+        try:
+            training_settings({key: given[key]})
+        except SettingsError as problem:
+            raise _at(problem, _where(text, place, "training", key)) from None
+
+
+def _check_methods(job: JobRecipe, values: Mapping[str, Any], text: RecipeText, place: tuple[str | int, ...]) -> None:
+    from anytune.methods import registry  # here: it imports torch, and a wrong key should be told at once
+
+    for key, room in job.rooms.items():
+        if values.get(key) is None:
+            continue
+        try:
+            registry.parse(getattr(job, key), room)
+        except AnytuneError as problem:
+            raise _at(problem, _where(text, place, key)) from None
+
+
+def _where(text: RecipeText, place: tuple[str | int, ...], *keys: str | int) -> str:
+    """Where a key stands: in its job, or beside ``jobs``; else the nearest thing above it that has a line."""
+    ways = [(*place, *keys), keys] if place else [keys]
+    ways += [way[:end] for way in ways for end in range(len(way) - 1, 0, -1)]
+    found = next((way for way in ways if way in text.lines), ())
+    return text.where(*found)
+
+
+def _at(problem: AnytuneError, where: str) -> AnytuneError:
+    return type(problem)(f"{where}: {problem.what}", why=problem.why, fix=problem.fix)
+
+
+def _unknown_key(key: Any, known: list[str], where: str, owner: str) -> SettingsError:
+    near = nearest(str(key), known)
+    return SettingsError(
+        f"{where}: unknown key '{key}'", why=f"Keys of {owner}: {', '.join(known)}.", fix=f"{near}:" if near else ""
+    )
+
+
+def _invalid(
+    problem: ValidationError, kind: type[JobRecipe], name: str, text: RecipeText, place: tuple[str | int, ...]
+) -> SettingsError:
+    first = problem.errors()[0]
+    key = str(first["loc"][0])
+    if first["type"] == "missing":
+        return SettingsError(f"{_where(text, place)}: job '{name}' needs '{key}'", fix=f"{key}: ...")
+    allowed = "" if "literal" not in first["type"] else f"One of {first['ctx']['expected']}."
+    return SettingsError(
+        f"{_where(text, place, key)}: {key} = {first['input']!r}: {first['msg'].lower()}", why=allowed
+    )
