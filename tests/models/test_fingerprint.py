@@ -233,3 +233,12 @@ def test_a_base_is_found_again_by_its_hash_while_a_folder_still_holds_it(tmp_pat
     assert known_folders(wanted) == [two]
     rewrite(two, lambda tensors: tensors["bert.embeddings.LayerNorm.bias"].add_(1))
     assert known_folders(wanted) == []
+
+
+def test_folders_that_are_gone_or_about_to_be_renamed_are_not_remembered(tmp_path):
+    one, two, staged = (save(tiny_model(), tmp_path / name) for name in ("one", "two", ".partial-three-1234"))
+    for folder in (one, staged):
+        fingerprint_folder(folder)
+    shutil.rmtree(one)
+    fingerprint_folder(two)
+    assert list(json.loads(cache_file().read_text())["entries"]) == [str(two)]

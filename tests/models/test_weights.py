@@ -5,9 +5,10 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from anytune.errors import BaseError
-from anytune.models.weights import StoredWeights, read_json, weight_files
+from anytune.errors import BaseError, StoreError
+from anytune.models.weights import StoredWeights, read_json, weight_files, write_tensors
 from tests.models.conftest import save, tiny_model
 
 
@@ -71,3 +72,21 @@ def test_a_damaged_json_file_is_a_clear_error(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(BaseError, match=r"config\.json"):
         read_json(tmp_path / "config.json")
+
+
+def test_a_file_that_cannot_be_written_is_a_clear_error_and_leaves_nothing(tmp_path):
+    (tmp_path / "blocked").write_text("a file")
+    with pytest.raises(StoreError, match="cannot write"):
+        write_tensors(tmp_path / "blocked" / "x.safetensors", {"a": torch.zeros(1)}, {})
+    (tmp_path / "x.safetensors").mkdir()
+    with pytest.raises(StoreError, match="cannot write"):
+        write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blocked", "x.safetensors"]
+
+
+def test_views_and_shared_memory_are_stored_each_for_itself(tmp_path):
+    whole = torch.arange(6.0).reshape(2, 3)
+    write_tensors(tmp_path / "new" / "x.safetensors", {"a": whole, "b": whole.T, "c": whole[:, 1]}, {"format": "pt"})
+    stored = load_file(tmp_path / "new" / "x.safetensors")
+    assert torch.equal(stored["b"], whole.T)
+    assert stored["c"].tolist() == [1.0, 4.0]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from anytune import compat
@@ -25,7 +25,8 @@ from anytune.errors import DeltaError
 from anytune.manifests import BaseIdentity
 from anytune.models import difference as arithmetic
 from anytune.models.anatomy import Anatomy, anatomy_of
-from anytune.models.base import HUB_ID
+from anytune.models.finding import HUB_ID
+from anytune.models.weights import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -76,11 +77,7 @@ class AdapterDelta:
         if not stated.startswith("sample:") and not HUB_ID.fullmatch(stated):
             config["base_model_name_or_path"] = Path(stated).name or None  # a folder of one machine is no name
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.tensors.items()},
-            folder / ADAPTER_FILE,
-            metadata={"format": "pt"},
-        )
+        write_tensors(folder / ADAPTER_FILE, self.tensors, {"format": "pt"})
         (folder / "README.md").write_text(_readme(config, base), encoding="utf-8")
 
     @classmethod

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from anytune import compat
-from anytune.errors import BaseError, nearest
+from anytune.errors import BaseError
 from anytune.manifests import MANIFEST_NAME, BaseIdentity, Manifest, read_manifest
 from anytune.models.anatomy import Anatomy, anatomy_of
+from anytune.models.finding import find_folder
 from anytune.models.fingerprint import TOKENIZER_FILES, VOCABULARY_FILES, fingerprint_folder, read_config
-from anytune.models.weights import SINGLE_FILE, StoredWeights
-
-SAMPLE_PREFIX = "sample:"
-HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?")
-#: What is fetched of a hub repository: weights as safetensors, settings, tokenizer. Nothing that could hold code.
-HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+from anytune.models.weights import SINGLE_FILE, StoredWeights, write_tensors
 
 
 class BackboneTensors(Mapping[str, Tensor]):
@@ -249,7 +243,7 @@ def load_base(
         BaseError: it cannot be found, is no model folder, is damaged, holds pickled weights only, or is of a kind that
             anytune does not know.
     """
-    folder, found_name, found_ref = _find(str(source), resolve_sample)
+    folder, found_name, found_ref = find_folder(str(source), resolve_sample)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise BaseError(
             f"{folder} is a PEFT adapter, not a base",
@@ -281,49 +275,6 @@ def load_base(
         ref=ref or found_ref or (manifest.base.ref if manifest else None),
     )
     return Base(folder, identity, anatomy_of(config), config, StoredWeights(folder), manifest)
-
-
-def _find(source: str, resolve_sample: Callable[[str], Path] | None) -> tuple[Path, str, str | None]:
-    """(folder, name, ref) of a source."""
-    if source.startswith(SAMPLE_PREFIX):
-        sample = source.removeprefix(SAMPLE_PREFIX)
-        if resolve_sample is None:
-            raise BaseError(f"'{source}' cannot be resolved here", why="No samples are at hand.", fix="give a folder")
-        return Path(resolve_sample(sample)), sample, source
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path, path.resolve().name, None
-    if path.is_file():
-        raise BaseError(
-            f"{path} is a file", why="A base is a folder with config.json and weights.", fix=str(path.parent)
-        )
-    looks_like_path = source.startswith((".", "/", "~", "\\")) or source.count("/") > 1 or path.parent.is_dir()
-    if (looks_like_path and source.count("/") != 0) or not HUB_ID.fullmatch(source):
-        siblings = [item.name for item in path.parent.iterdir() if item.is_dir()] if path.parent.is_dir() else []
-        near = nearest(path.name, siblings)
-        raise BaseError(
-            f"there is no folder '{source}'",
-            why="A base is a folder, a hub id (owner/name), or a sample.",
-            fix=str(path.parent / near) if near else "--base sample:bert-tiny",
-        )
-    return _from_hub(source), source.split("@")[0].rsplit("/", 1)[-1], source
-
-
-def _from_hub(hub_id: str) -> Path:
-    """The local copy of a hub repository, downloaded where needed: safetensors, JSON and tokenizer files only."""
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = hub_id.partition("@")
-    try:
-        with compat.quiet_transformers():
-            return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(HUB_FILES)))
-    except Exception as problem:
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise BaseError(
-            f"'{hub_id}' is no folder here and could not be had from the hub: {reason[:200]}",
-            why="A base is a folder, a hub id (owner/name), or a sample.",
-            fix="--base sample:bert-tiny   (needs no network), or a folder; `anytune samples` lists what there is",
-        ) from problem
 
 
 def save_base(
@@ -369,7 +320,7 @@ def save_base(
             why="Such a base answers nothing; training diverged.",
             fix="a lower learning rate",
         )
-    save_file({name: tensor.clone() for name, tensor in cast.items()}, folder / SINGLE_FILE, metadata={"format": "pt"})
+    write_tensors(folder / SINGLE_FILE, cast, {"format": "pt"})
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = dtype or model.dtype

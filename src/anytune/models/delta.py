@@ -11,26 +11,21 @@ rows changed (embeddings) are stored as rows.
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anytune.errors import DeltaError, WrongBaseError
-from anytune.manifests import PARTIAL_PREFIX, BaseIdentity, canonical_json
+from anytune.manifests import BaseIdentity
 from anytune.models import difference as arithmetic
 from anytune.models.anatomy import Anatomy, anatomy_of
+from anytune.models.delta_file import DELTA_FILE, DeltaContent, read_delta, write_delta
 
-DELTA_FILE = "delta.safetensors"
-FORMAT = "anytune-full-delta"
-FORMAT_VERSION = 1
+__all__ = ["DELTA_FILE", "FullDelta"]
+
 #: How many names an error lists.
 LISTED = 5
 
@@ -174,34 +169,13 @@ class FullDelta:
         return replace(self, base=identity, corrections={})
 
     def save(self, folder: Path) -> Path:
-        """Write ``delta.safetensors`` into a folder (made if missing); returns the file. Equal deltas, equal bytes."""
-        tensors: dict[str, Tensor] = {f"head/{name}": tensor for name, tensor in self.head.items()}
-        for name, values in self.difference.items():
-            rows = arithmetic.changed_rows(values)
-            if rows is None:
-                tensors[f"difference/{name}"] = values
-            else:
-                tensors[f"rows/{name}"] = rows.to(torch.int32)
-                tensors[f"row-values/{name}"] = values[rows]
-        for name, (index, exact) in self.corrections.items():
-            tensors[f"correction-index/{name}"], tensors[f"correction/{name}"] = index, exact
-        record = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "base": self.base.model_dump(mode="json"),
-            "model_type": self.model_type,
-            "body": {name: [dtype, list(shape)] for name, (dtype, shape) in self.body.items()},
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{PARTIAL_PREFIX}{DELTA_FILE}-{secrets.token_hex(4)}"
-        ready = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
-        # One metadata key: several would be written in an order that changes from run to run.
-        try:
-            save_file(ready, partial, metadata={"anytune": canonical_json(record)})
-            partial.replace(folder / DELTA_FILE)
-        finally:
-            partial.unlink(missing_ok=True)
-        return folder / DELTA_FILE
+        """Write ``delta.safetensors`` into a folder (made if missing); returns the file. Equal deltas, equal bytes.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
+        content = DeltaContent(self.base, self.model_type, self.difference, self.corrections, self.head, self.body)
+        return write_delta(Path(folder), content)
 
     @classmethod
     def load(cls, folder: Path) -> FullDelta:
@@ -210,23 +184,8 @@ class FullDelta:
         Raises:
             DeltaError: it is missing, truncated, of another kind, or of a newer format.
         """
-        path = Path(folder) / DELTA_FILE
-        if not path.is_file():
-            raise DeltaError(f"{path} does not exist", why="A full delta keeps its weights there.")
-        try:
-            with safe_open(str(path), framework="pt") as handle:
-                record = _read_record(path, handle.metadata() or {})
-                tensors = {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as problem:
-            raise DeltaError(
-                f"cannot read {path} ({path.stat().st_size:,} bytes): {problem}",
-                why="The file is truncated or no safetensors file.",
-                fix="copy it again, or tune again with the recipe in its manifest",
-            ) from None
-        try:
-            return _from_record(record, tensors)
-        except (KeyError, TypeError, ValueError, IndexError) as problem:
-            raise DeltaError(f"{path} is damaged: {problem!r}", why="Its record and its tensors disagree.") from None
+        content = read_delta(Path(folder))
+        return cls(**vars(content))
 
     def _own(self, identity: BaseIdentity, another_base: bool) -> bool:
         own = identity.backbone == self.base.backbone
@@ -322,53 +281,6 @@ def _check_names(
             why="Every tensor must be accounted for.",
             fix="pass the base this model was tuned from, and the head_names that Base.task_model returned",
         )
-
-
-def _read_record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        record = json.loads(metadata["anytune"])
-    except (KeyError, ValueError):
-        record = None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise DeltaError(f"{path} is no full delta of anytune", why="It was written by something else.")
-    if not isinstance(record.get("format_version"), int) or record["format_version"] > FORMAT_VERSION:
-        raise DeltaError(
-            f"{path} has format {record.get('format_version')}; this anytune reads up to {FORMAT_VERSION}",
-            why="It was written by a newer anytune.",
-            fix="pip install --upgrade anytune",
-        )
-    return record
-
-
-def _from_record(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> FullDelta:
-    body = {name: (str(dtype), tuple(shape)) for name, (dtype, shape) in record["body"].items()}
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition("/")
-        parts.setdefault(part, {})[name] = tensor
-    values = dict(parts.get("difference", {}))
-    for name, rows in parts.get("rows", {}).items():
-        values[name] = arithmetic.from_rows(rows, parts["row-values"][name], body[name][1][0])
-    for name, tensor in values.items():
-        if tuple(tensor.shape) != body[name][1]:
-            raise ValueError(f"{name} has shape {list(tensor.shape)}, recorded {list(body[name][1])}")
-    index = parts.get("correction-index", {})
-    for name, exact in parts.get("correction", {}).items():
-        at = index[name]
-        if (
-            name not in values
-            or at.shape != exact.shape
-            or not 0 <= int(at.min()) <= int(at.max()) < values[name].numel()
-        ):
-            raise ValueError(f"the corrections of {name} lie outside it")
-    return FullDelta(
-        base=BaseIdentity.model_validate(record["base"]),
-        model_type=str(record["model_type"]),
-        difference=values,
-        corrections={name: (index[name], exact) for name, exact in parts.get("correction", {}).items()},
-        head=parts.get("head", {}),
-        body=body,
-    )
 
 
 def _dtype(name: str) -> torch.dtype:

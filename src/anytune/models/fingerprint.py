@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from anytune.errors import AnytuneError, BaseError
-from anytune.manifests import digest, write_atomic
+from anytune.manifests import PARTIAL_PREFIX, digest, write_atomic
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.weights import INDEX_FILE, StoredWeights, read_json, weight_files
 
@@ -248,7 +248,9 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _remember(folder: Path, entry: dict[str, Any]) -> None:
-    entries = _read_cache() | {str(folder): entry}
+    if folder.name.startswith(PARTIAL_PREFIX):
+        return  # about to be renamed
+    entries = {name: known for name, known in _read_cache().items() if Path(name).is_dir()} | {str(folder): entry}
     try:
         write_atomic(cache_file(), json.dumps({"format": CACHE_FORMAT, "entries": entries}, indent=1).encode())
     except (AnytuneError, OSError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from anytune.errors import BaseError
+from anytune.errors import BaseError, StoreError
+from anytune.manifests import PARTIAL_PREFIX
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -110,3 +113,30 @@ class StoredWeights(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
         return tuple(self._place[name].get_slice(name).get_shape())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; its folder is made if missing. Equal tensors give equal bytes.
+
+    Args:
+        path: of the file.
+        tensors: name -> tensor, each stored for itself (views and shared memory are fine).
+        metadata: one key at most: several are written in an order that changes from run to run.
+
+    Raises:
+        StoreError: it cannot be written (full disk, read-only); an earlier file stays as it was.
+    """
+    assert len(metadata) <= 1, metadata
+    partial = path.with_name(f"{PARTIAL_PREFIX}{path.name}-{secrets.token_hex(4)}")
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(own, partial, metadata=dict(metadata))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as problem:
+        raise StoreError(
+            f"cannot write {path}: {problem}", why="Nothing was kept of it.", fix="free some space, or another folder"
+        ) from problem
