@@ -11,7 +11,10 @@ PIECES = ["##s", "##ed", "##ing", "##x"]
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
-    """A BERT-kind tokenizer of about a hundred words, with truncation and padding switched on as some files have."""
+    """A BERT-kind tokenizer of about a hundred words.
+
+    Unless told otherwise it cuts at 6 tokens and pads to 32, as some tokenizer files do.
+    """
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {token: place for place, token in enumerate([*specials, *WORDS, *PIECES])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -29,6 +32,7 @@ def wordpiece() -> PreTrainedTokenizerFast:
         cls_token="[CLS]",
         sep_token="[SEP]",
         mask_token="[MASK]",
+        model_max_length=6,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from itertools import chain
 
 import pytest
@@ -71,14 +72,15 @@ def test_blocks_are_read_by_row_number_in_the_order_asked(bert_tokenizer):
 
 
 def test_packed_text_is_tokenised_once_and_read_back(tmp_path, bert_tokenizer, monkeypatch):
-    first = pack(texts(), bert_tokenizer, 16, cache=tmp_path)
+    first = pack(texts(), bert_tokenizer, 17, cache=tmp_path)
+    assert first.dropped_tokens > 0
     assert [entry.name for entry in tmp_path.iterdir()] == [first.key]
     monkeypatch.setattr(packing, "_tokens", lambda *_: pytest.fail("tokenised twice"))
-    second = pack(texts(), bert_tokenizer, 16, cache=tmp_path)
+    second = pack(texts(), bert_tokenizer, 17, cache=tmp_path)
     assert torch.equal(first[:], second[:])
     assert (first.dropped_tokens, first.key) == (second.dropped_tokens, second.key)
     monkeypatch.undo()
-    assert torch.equal(first[:], pack(texts(), bert_tokenizer, 16)[:])
+    assert torch.equal(first[:], pack(texts(), bert_tokenizer, 17)[:])
 
 
 def test_the_key_follows_everything_that_decides_the_blocks(bert_tokenizer):
@@ -130,6 +132,16 @@ def test_a_run_that_breaks_leaves_nothing_behind(tmp_path, bert_tokenizer, monke
     with pytest.raises(DataError, match="No space left"):
         pack(texts(), bert_tokenizer, 16, cache=tmp_path / "deep" / "cache")
     assert list((tmp_path / "deep" / "cache").iterdir()) == []
+
+
+def test_what_killed_runs_left_is_swept_and_what_runs_now_is_kept(tmp_path, bert_tokenizer):
+    old, young = tmp_path / ".partial-old", tmp_path / ".partial-young"
+    old.mkdir()
+    young.mkdir()
+    os.utime(old, (0, 0))
+    pack(texts(), bert_tokenizer, 16, cache=tmp_path)
+    assert not old.exists()
+    assert young.exists()
 
 
 @pytest.mark.parametrize("cached", [True, False])

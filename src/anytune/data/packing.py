@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -37,6 +38,8 @@ Objective = Literal["mlm", "clm"]
 OBJECTIVES = ("mlm", "clm")
 #: Texts handed to the tokenizer at once: enough for its threads, little enough for memory.
 TEXTS_AT_ONCE = 512
+#: A hidden folder older than this was left by a run that was killed.
+SECONDS_TO_KEEP_PARTIALS = 24 * 3600
 #: Goes into the cache key: raise it when the layout of blocks changes.
 LAYOUT = 1
 
@@ -285,6 +288,7 @@ def _write(folder: Path, texts: Sequence[str], tokenizer: Any, layout: _Layout, 
     partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
         partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL_PREFIX}{folder.name[:12]}-", dir=folder.parent))
         tail, count = _Tail(), 0
         with pa.OSFile(str(partial / "blocks.arrow"), "wb") as sink:
@@ -315,6 +319,14 @@ def _write(folder: Path, texts: Sequence[str], tokenizer: Any, layout: _Layout, 
     if opened is None:
         raise DataError(f"{folder} cannot be read back", why="The packed text was written, yet is not as written.")
     return opened
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed runs left behind, once it is too old to be a run at work."""
+    for left in cache.glob(f"{PARTIAL_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > SECONDS_TO_KEEP_PARTIALS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _replace(partial: Path, folder: Path, layout: _Layout, key: str) -> None:
