@@ -19,6 +19,11 @@ from anytune.errors import SettingsError, nearest
 
 #: Where a value stands in a recipe: keys, and for lists places counted from 0.
 Place = tuple[str | int, ...]
+#: What YAML 1.1 takes plain values for; we read them by our own rules. Python objects and private tags are refused.
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
+}
 MAX_NODES, MAX_BYTES = 20_000, 2_000_000
 _SCALARS: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
     (re.compile(r"(?:~|null|Null|NULL|)"), lambda _: None),
@@ -111,7 +116,7 @@ class _Reader:
         self.count += 1
         if self.count > MAX_NODES or node in above:  # aliases can make a small file endless
             raise self._error(node, "aliases (*name) unfold without end", "write the values out")
-        if node.tag not in _PLAIN_TAGS and not node.tag.startswith("tag:yaml.org,2002:"):
+        if node.tag not in PLAIN_TAGS:
             raise self._error(node, f"the tag {node.tag} is not for recipes", "plain values only")
         if isinstance(node, yaml.ScalarNode):
             return node.value if node.style else scalar(node.value)
@@ -137,9 +142,6 @@ class _Reader:
 
     def _error(self, node: yaml.Node, what: str, fix: str) -> SettingsError:
         return SettingsError(f"{self.source}, line {node.start_mark.line + 1}: {what}", fix=fix)
-
-
-_PLAIN_TAGS = {None, "!"}
 
 
 def scalar(text: str) -> Any:

@@ -1,0 +1,73 @@
+"""Options that several commands share, each worded once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+TRAINING, DATA, OUTPUT = "Training", "Data", "Output"
+
+Store = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Folder of bases and deltas (default: anytune-store).")
+]
+Base = Annotated[
+    str | None, typer.Option(help="The base: sample:NAME, a folder, the name of a base in the store, or a hub id.")
+]
+Task = Annotated[
+    str | None,
+    typer.Option(help="The task: a CSV, JSONL or Parquet file, a folder of splits, sample:NAME, or a datasets id."),
+]
+Method = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Method; may be repeated ('anytune methods' lists them).")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method: r=4; of several methods: lora.r=4."),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST|COUNT", help="'0,1,2' are these seeds, '3' is that many (0 to 2), '7,' is seed 7 alone."
+    ),
+]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of what is stored.")]
+Keep = Annotated[str, typer.Option(help="'weights', or 'scores' to store the numbers alone.")]
+Tag = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A free label for reports, as arm=fresh.")]
+TrainSize = Annotated[int | None, typer.Option(help="Use so many training examples.", rich_help_panel=DATA)]
+PerClass = Annotated[
+    int | None, typer.Option(help="Use so many training examples of each class.", rich_help_panel=DATA)
+]
+
+Text = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Text column, or two: FIRST,SECOND.", rich_help_panel=DATA)
+]
+Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="Label column.", rich_help_panel=DATA)]
+Metric = Annotated[str | None, typer.Option(help="Metric that selects and reports.", rich_help_panel=DATA)]
+Kind = Annotated[str | None, typer.Option(help="'classification' or 'regression'.", rich_help_panel=DATA)]
+Validation = Annotated[str | None, typer.Option(metavar="FILE", help="Rows for validation.", rich_help_panel=DATA)]
+Test = Annotated[str | None, typer.Option(metavar="FILE", help="Rows for the test.", rich_help_panel=DATA)]
+Limit = Annotated[int | None, typer.Option(help="Keep at most so many rows (or documents).", rich_help_panel=DATA)]
+LabelNames = Annotated[
+    str | None, typer.Option(metavar="A,B,C", help="Names of the classes, in the order wanted.", rich_help_panel=DATA)
+]
+
+Steps = Annotated[int | None, typer.Option(help="Optimizer steps; wins over epochs.", rich_help_panel=TRAINING)]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training data.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[int | None, typer.Option(help="Examples (or blocks) per step.", rich_help_panel=TRAINING)]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Peak rate (default: what the method suggests).", rich_help_panel=TRAINING)
+]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens per example.", rich_help_panel=TRAINING)]
+BlockSize = Annotated[int | None, typer.Option(help="Tokens per block.", rich_help_panel=TRAINING)]
+Precision = Annotated[str | None, typer.Option(help="'auto', 'fp32' or 'bf16'.", rich_help_panel=TRAINING)]
+EvaluateEvery = Annotated[int | None, typer.Option(help="Steps between evaluations.", rich_help_panel=TRAINING)]
+Training = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE", help="Any other training setting, as weight_decay=0.01.", rich_help_panel=TRAINING
+    ),
+]
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=OUTPUT)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.", rich_help_panel=OUTPUT)]

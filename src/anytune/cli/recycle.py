@@ -1,0 +1,89 @@
+"""``anytune recycle``: carry a delta over to an upgraded base (:func:`anytune.jobs.recycle.recycle`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from anytune.cli import options, show, values
+
+
+def recycle(
+    delta: Annotated[str, typer.Argument(metavar="DELTA", help="The tuned delta: name, id or folder.")],
+    base: Annotated[
+        str | None, typer.Argument(metavar="BASE", help="The upgraded base, here or as --base.", show_default=False)
+    ] = None,
+    base_option: Annotated[
+        str | None,
+        typer.Option(
+            "--base", metavar="BASE", help="The upgraded base: its name in the store, a folder, or a hub id."
+        ),
+    ] = None,
+    task: options.Task = None,
+    method: Annotated[
+        str, typer.Option(help="'direct' (no training), 'initialize' (start there, then tune) ...")
+    ] = "initialize",
+    tune_with: Annotated[
+        list[str] | None, typer.Option("--tune", help="Tune method(s) after the move (default: those of the delta).")
+    ] = None,
+    set_: options.Set = None,
+    old_base: Annotated[str | None, typer.Option(help="The delta's own base, if it is not found by itself.")] = None,
+    seeds: options.Seeds = None,
+    store: options.Store = None,
+    name: options.Name = None,
+    keep: options.Keep = "weights",
+    tag: options.Tag = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    max_length: options.MaxLength = None,
+    precision: options.Precision = None,
+    evaluate_every: options.EvaluateEvery = None,
+    training: options.Training = None,
+    text: options.Text = None,
+    label: options.Label = None,
+    metric: options.Metric = None,
+    kind: options.Kind = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    limit: options.Limit = None,
+    label_names: options.LabelNames = None,
+    train_size: options.TrainSize = None,
+    per_class: options.PerClass = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Carry a tuned delta over to an upgraded base.
+
+    Example: anytune recycle reviews-full-bert-tiny --base news-2026-11 --task reviews.csv --steps 100
+    """
+    base = values.needed(
+        "upgraded base", values.placed([("base", base, base_option)])[0], f"anytune recycle {delta} --base NEW_BASE"
+    )
+    chosen_seeds = values.seeds(seeds)
+    methods = values.methods([method, *(tune_with or [])], set_ or [])
+    settings = values.training(
+        training or [], steps=steps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        max_length=max_length, precision=precision, evaluate_every=evaluate_every,
+    )  # fmt: skip
+    columns = values.task_columns(
+        text=text, label=label, metric=metric, kind=kind, validation=validation, test=test, limit=limit,
+        label_names=values.names(label_names),
+    )  # fmt: skip
+    labels = values.tags(tag or [])
+    from anytune.engine.progress import reporter
+    from anytune.jobs.recycle import recycle as job
+
+    entries = job(
+        delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, old_base=old_base,
+        training=settings, seeds=chosen_seeds, train_size=train_size, per_class=per_class, keep=keep, name=name,
+        tags=labels, reporter=reporter(quiet), **columns,
+    )  # fmt: skip
+    if json:
+        show.print_json([show.run_record(entry) for entry in entries])
+        return
+    show.print_runs(entries)
+    if keep == "weights":
+        print(f'\nnext: anytune predict {entries[0].reference} "some text"{show.in_store(store)}')

@@ -1,0 +1,27 @@
+"""``anytune report``: the page of a store (:func:`anytune.jobs.report.report`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from anytune.cli import options
+
+
+def report(
+    store: options.Store = None,
+    out: Annotated[str, typer.Option(help="The page; written over if it exists.")] = "report.html",
+    figures: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Also each figure as PNG, SVG and CSV.")
+    ] = None,
+) -> None:
+    """Make one HTML page of a store.
+
+    It shows lineage, curves, and the recipe behind each number.
+
+    Example: anytune report --store anytune-store --out report.html
+    """
+    from anytune.jobs.report import report as job
+
+    print(job(store, out, figures=figures))

@@ -1,0 +1,74 @@
+"""``anytune run``: run a recipe (:func:`anytune.jobs.recipes.run`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from anytune.cli import options, show
+
+
+def run(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A YAML file; or an artefact, whose own recipe is run again.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides: training.steps=50, method.r=4.")
+    ] = None,
+    store: options.Store = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check it, and print what would run.")] = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Run a recipe: one job, or several in order.
+
+    Example: anytune run recipes/tune-lora.yaml training.steps=50 method.r=4
+    """
+    from anytune.jobs import recipes
+
+    source = _source(recipe, store)
+    loaded = recipes.load_recipe(source, overrides or [])
+    if check:
+        show.print_json(loaded.resolved() if loaded.several else loaded.resolved()[0])
+        return
+    from anytune.engine.progress import reporter
+
+    results = recipes.run(source, overrides or [], store=store, reporter=reporter(quiet))
+    found = results if loaded.several else [results]
+    if json:
+        plain = [_plain(result) for result in found]
+        show.print_json(plain if loaded.several else plain[0])
+        return
+    for job, result in zip(loaded.resolved(), found, strict=True):
+        if loaded.several:
+            print(f"\n{job['job']}")
+        _print(job["job"], result)
+
+
+def _source(recipe: str, store: str | None) -> str | Path:
+    """A file or folder as it is; else the artefact of that name in the store."""
+    path = Path(recipe).expanduser()
+    if path.exists() or path.suffix.lower() in (".yaml", ".yml", ".json"):
+        return path
+    from anytune.jobs.opening import open_store
+
+    return open_store(store, create=False).get(recipe).folder
+
+
+def _print(job: str, result: Any) -> None:
+    if job == "evaluate":
+        show.print_table(["metric", "value"], result.items())
+    elif job == "pretrain":
+        show.print_bases(result)
+    elif isinstance(result, list):
+        show.print_runs(result)
+    else:
+        print(result)
+
+
+def _plain(result: Any) -> Any:
+    if isinstance(result, list):
+        return [show.run_record(entry) for entry in result]
+    return result if isinstance(result, dict) else str(result)

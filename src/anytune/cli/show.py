@@ -1,0 +1,166 @@
+"""How results look: aligned columns that can be piped, or JSON; and what to type next."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anytune.store import Entry
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; NaN, which JSON lacks, becomes null."""
+    print(json.dumps(_finite(value), indent=1, ensure_ascii=False))
+
+
+def print_json_line(value: Any) -> None:
+    """One JSON object on a line."""
+    print(json.dumps(_finite(value), ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows under a header, aligned; numbers to the right."""
+    print(table(columns, rows))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Aligned text; columns in which no row has anything are left out."""
+    cells = [[cell(value) for value in row] for row in rows]
+    numeric = [all(_is_number(row[place]) for row in cells if row[place] != "-") for place in range(len(columns))]
+    kept = [place for place in range(len(columns)) if not cells or any(row[place] != "-" for row in cells)]
+    widths = {place: max(width(text) for text in [columns[place], *(row[place] for row in cells)]) for place in kept}
+    lines = []
+    for row in [list(columns), *cells]:
+        parts = []
+        for place in kept:
+            gap = " " * (widths[place] - width(row[place]))
+            parts.append(gap + row[place] if numeric[place] and cells else row[place] + gap)
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def cell(value: Any) -> str:
+    """A value as a table shows it, on one line."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 1000 else f"{value:.0f}"
+    text = " ".join(str(value).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def width(text: str) -> int:
+    """Columns a text takes on a terminal: wide letters take two, combining ones none."""
+    return sum(
+        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
+    )
+
+
+def shorten(text: str, limit: int) -> str:
+    """A text on one line, cut to ``limit`` columns."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 3].rstrip()}..."
+
+
+def size(count: int) -> str:
+    """Bytes in words: ``8.9 MB``."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def run_record(entry: Entry) -> dict[str, Any]:
+    """What a script wants to know of a stored run."""
+    manifest = entry.manifest
+    return {
+        "reference": entry.reference, "folder": str(entry.folder), "kind": manifest.kind, "name": manifest.name,
+        "id": manifest.id, "task": manifest.task.name if manifest.task else None, "base": manifest.base.short,
+        "methods": [method.model_dump() for method in manifest.methods], "seed": manifest.seed, "form": manifest.form,
+        "metric": entry.main_metric(), "scores": manifest.scores, "steps": manifest.steps,
+        "best_step": manifest.best_step, "seconds": manifest.seconds, "notes": manifest.notes,
+    }  # fmt: skip
+
+
+def print_runs(entries: Sequence[Entry]) -> None:
+    """A row per seed, and the mean over seeds where there are several."""
+    metric = entries[0].main_metric() or "score"
+    rows: list[list[Any]] = [
+        [entry.manifest.seed, entry.score("validation"), entry.score("test"), entry.manifest.steps,
+         entry.manifest.seconds, entry.reference]
+        for entry in entries
+    ]  # fmt: skip
+    if len(rows) > 1:
+        rows.append(["mean", *(_mean([row[place] for row in rows]) for place in (1, 2)), None, None, None])
+    for row in rows:
+        row[4] = None if row[4] is None else f"{row[4]:.1f}"
+    print_table(["seed", f"validation {metric}", "test", "steps", "seconds", "reference"], rows)
+    for note in dict.fromkeys(note for entry in entries for note in entry.manifest.notes):
+        print(f"note: {note}", file=sys.stderr)
+
+
+def print_bases(entries: Sequence[Entry]) -> None:
+    """A row per new base: perplexity on its own held-out text before and after."""
+    rows = []
+    for entry in entries:
+        manifest = entry.manifest
+        names = [domain.name for domain in manifest.domains]
+        held = [
+            manifest.scores.get(f"{when}heldout:{name}", {}).get("perplexity")
+            for name in names
+            for when in ("before:", "")
+        ]
+        before, after = held if len(held) == 2 else (None, None)
+        rows.append(
+            [
+                manifest.name,
+                ", ".join(names),
+                before,
+                after,
+                manifest.steps,
+                f"{manifest.seconds:.1f}",
+                entry.reference,
+            ]
+        )
+    print_table(["base", "domain", "perplexity before", "after", "steps", "seconds", "reference"], rows)
+
+
+def in_store(store: str | None) -> str:
+    """The option that names the store in a command to type next, if it is not the usual one."""
+    return f" --store {quoted(store)}" if store else ""
+
+
+def quoted(word: str) -> str:
+    """A word as a shell takes it."""
+    import shlex
+
+    return shlex.quote(word)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if len(present) == len(values) else None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text == "mean"
+    return True
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not abs(value) < float("inf") else value

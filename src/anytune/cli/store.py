@@ -1,0 +1,200 @@
+"""``anytune store``: what is in a store (:mod:`anytune.store`)."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from anytune.cli import options, show, values
+
+if TYPE_CHECKING:
+    from anytune.store import Entry, Store
+
+Reference = Annotated[str, typer.Argument(metavar="REF", help="Name, id or folder of an artefact.")]
+
+
+def build(**settings: Any) -> typer.Typer:
+    """The group of commands about a store."""
+    app = typer.Typer(**settings, help="List, check, adopt and remove what is stored.")
+    app.command("list")(list_)
+    app.command("show")(show_one)
+    app.command("verify")(verify)
+    app.command("import")(import_)
+    app.command("remove")(remove)
+    return app
+
+
+def list_(
+    kind: Annotated[str | None, typer.Option(help="'base' or 'delta'.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only deltas of this task.")] = None,
+    base: Annotated[str | None, typer.Option(help="Only what belongs to this base.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only what was made by this method.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+    tag: options.Tag = None,
+    store: options.Store = None,
+    json: options.Json = False,
+) -> None:
+    """List bases and deltas, oldest first.
+
+    Example: anytune store list --kind delta --task reviews
+    """
+    from anytune.errors import StoreError, unknown
+    from anytune.store import describe
+
+    if kind is not None and kind not in ("base", "delta"):
+        raise unknown("kind", kind, ("base", "delta"), StoreError)
+    place = opened(store)
+    rows = describe.rows(place.find(kind, task=task, base=base, method=method, seed=seed, tags=values.tags(tag or [])))
+    for folder, problem in place.problems():
+        print(f"warning: {folder.name}: {problem.splitlines()[0]}", file=sys.stderr)
+    if json:
+        show.print_json(rows)
+        return
+    if not rows:
+        print("nothing there" if kind is task is base is method is seed is tag is None else "nothing fits")
+        return
+    columns = ["reference", "kind", "task", "base", "method", "seed", "metric", "score"]
+    show.print_table([*columns, "size"], [[*(row[key] for key in columns), show.size(row["bytes"])] for row in rows])
+
+
+def show_one(reference: Reference, store: options.Store = None, json: options.Json = False) -> None:
+    """Say all about one artefact: its manifest, where it comes from, whether its files are whole."""
+    from anytune.errors import StoreError
+    from anytune.store.describe import lineage_tree
+
+    place = opened(store, reference)
+    entry = place.get(reference)
+    try:
+        place.verify(entry)
+        state, whole = "whole", True
+    except StoreError as problem:
+        state, whole = problem.what, False
+    if json:
+        manifest = entry.manifest.model_dump(mode="json", exclude={"probe"})
+        parents = [parent.reference for parent in place.lineage(entry)]
+        show.print_json(
+            {"reference": entry.reference, "manifest": manifest, "lineage": parents, "whole": whole, "files": state}
+        )
+    else:
+        print(lineage_tree(place, entry))
+        print()
+        _print_facts(entry, state)
+    if not whole:
+        raise typer.Exit(2)
+
+
+def verify(
+    reference: Annotated[
+        str | None, typer.Argument(metavar="REF", help="One artefact (default: all).", show_default=False)
+    ] = None,
+    store: options.Store = None,
+) -> None:
+    """Check the files of one artefact, or of all, against their SHA-256."""
+    from anytune.errors import StoreError
+
+    place = opened(store, reference)
+    entries = [place.get(reference)] if reference else place.find()
+    bad = {folder.name: problem for folder, problem in place.problems()} if not reference else {}
+    for entry in entries:
+        try:
+            place.verify(entry)
+        except StoreError as problem:
+            bad[entry.reference] = problem.what
+        else:
+            print(f"whole    {entry.reference}")
+    for name, problem_text in bad.items():
+        print(f"damaged  {name}: {problem_text.splitlines()[0]}")
+    if bad:
+        raise typer.Exit(2)
+
+
+def import_(
+    folder: Annotated[str, typer.Argument(help="A PEFT folder, or a folder of such folders.")],
+    base: Annotated[str, typer.Option(help="The base the adapters were trained on.")],
+    name: options.Name = None,
+    task: Annotated[str | None, typer.Option(help="Name of the task (default: the delta's name).")] = None,
+    label_names: options.LabelNames = None,
+    metric: options.Metric = None,
+    tag: options.Tag = None,
+    store: options.Store = None,
+    json: options.Json = False,
+) -> None:
+    """Adopt adapters made elsewhere: plain PEFT folders become deltas of this store.
+
+    Example: anytune store import my-adapter --base sample:minilm-l6 --label-names negative,positive
+    """
+    from anytune.errors import AnytuneError
+    from anytune.jobs.opening import open_base, open_store
+    from anytune.store.importing import import_folder
+
+    def tell(path: Path, result: Entry | AnytuneError) -> None:
+        if isinstance(result, AnytuneError):
+            print(f"not adopted: {path.name}: {result.what}", file=sys.stderr)
+        else:
+            print(f"adopted: {path.name}", file=sys.stderr)
+
+    place = open_store(store)
+    entries = import_folder(
+        place, folder, open_base(base, place), on_result=tell, name=name, task=task,
+        label_names=values.names(label_names), metric=metric, tags=values.tags(tag or []),
+    )  # fmt: skip
+    if json:
+        show.print_json([show.run_record(entry) for entry in entries])
+        return
+    show.print_table(
+        ["reference", "labels"], [[entry.reference, len(entry.manifest.label_names)] for entry in entries]
+    )
+    print(f'\nnext: anytune predict {entries[0].reference} "some text"{show.in_store(store)}')
+
+
+def remove(
+    reference: Reference,
+    force: Annotated[bool, typer.Option("--force", help="Even if others were made from it.")] = False,
+    store: options.Store = None,
+) -> None:
+    """Delete one artefact."""
+    place = opened(store)
+    entry = place.get(reference)
+    place.remove(entry, force=force)
+    print(f"removed {entry.reference}")
+
+
+def opened(store: str | None, reference: str | None = None) -> Store:
+    """The store named; else the one around an artefact's folder; else the usual one."""
+    from anytune.store import Store
+
+    if store is None and reference is not None and Path(reference).is_dir():
+        return Store(Path(reference).resolve().parent.parent, create=False)
+    return Store(store or "anytune-store", create=False)
+
+
+def _print_facts(entry: Entry, state: str) -> None:
+    manifest = entry.manifest
+    facts: dict[str, Any] = {
+        "id": manifest.id, "base": f"{manifest.base.name} {manifest.base.backbone}", "seed": manifest.seed,
+        "labels": ", ".join(manifest.label_names), "steps": manifest.steps, "best step": manifest.best_step,
+        "seconds": f"{manifest.seconds:.1f}", "created": manifest.created, "size": show.size(entry.size()),
+        "tags": ", ".join(f"{key}={value}" for key, value in manifest.tags.items()), "files": state,
+    }  # fmt: skip
+    for method in manifest.methods:
+        facts[f"method {method.name}"] = (
+            ", ".join(f"{key}={value}" for key, value in method.settings.items()) or "no settings"
+        )
+    for split, scores in manifest.scores.items():
+        facts[split] = ", ".join(f"{metric} {show.cell(value)}" for metric, value in scores.items())
+    for place, note in enumerate(manifest.notes):
+        facts["note" + " " * place] = note
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        if value not in (None, ""):
+            print(f"{key:<{width}}  {show.cell(value)}")
+    if manifest.recipe:
+        import json
+
+        print(f"{'recipe':<{width}}  {json.dumps(manifest.recipe, ensure_ascii=False)}")
+        local = [key for key in ("base", "task") if ":" not in str(manifest.recipe.get(key, ":"))]
+        missing = "".join(f" {key}={'FOLDER' if key == 'base' else 'FILE'}" for key in local)
+        print(f"\nnext: anytune run {entry.reference}{missing}   (makes it again)")

@@ -1,0 +1,93 @@
+"""``anytune tune``: tune a task on a base (:func:`anytune.jobs.tune.tune`)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from anytune.cli import options, show, values
+
+
+def tune(
+    base: Annotated[
+        str | None, typer.Argument(metavar="BASE", help="The base, here or as --base.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Argument(metavar="TASK", help="The task, here or as --task.", show_default=False)
+    ] = None,
+    base_option: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="BASE",
+            help="The base: sample:NAME, a folder, the name of a base in the store, or a hub id.",
+        ),
+    ] = None,
+    task_option: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help="The task: a CSV, JSONL or Parquet file, a folder of splits, sample:NAME, or a datasets id.",
+        ),
+    ] = None,
+    method: options.Method = None,
+    set_: options.Set = None,
+    seeds: options.Seeds = None,
+    store: options.Store = None,
+    name: options.Name = None,
+    keep: options.Keep = "weights",
+    tag: options.Tag = None,
+    steps: options.Steps = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    max_length: options.MaxLength = None,
+    precision: options.Precision = None,
+    evaluate_every: options.EvaluateEvery = None,
+    training: options.Training = None,
+    text: options.Text = None,
+    label: options.Label = None,
+    metric: options.Metric = None,
+    kind: options.Kind = None,
+    validation: options.Validation = None,
+    test: options.Test = None,
+    limit: options.Limit = None,
+    label_names: options.LabelNames = None,
+    train_size: options.TrainSize = None,
+    per_class: options.PerClass = None,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
+) -> None:
+    """Tune a task on a base and store the result.
+
+    Example: anytune tune sample:bert-tiny reviews.csv --method lora --set r=4 --seeds 3
+    """
+    base, task = values.placed([("base", base, base_option), ("task", task, task_option)])
+    base = values.needed("base", base, "anytune tune --base sample:bert-tiny --task FILE")
+    task = values.needed("task", task, f"anytune tune --base {base} --task FILE")
+    chosen_seeds = values.seeds(seeds)
+    methods = values.methods(method or ["full"], set_ or [])
+    settings = values.training(
+        training or [], steps=steps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        max_length=max_length, precision=precision, evaluate_every=evaluate_every,
+    )  # fmt: skip
+    columns = values.task_columns(
+        text=text, label=label, metric=metric, kind=kind, validation=validation, test=test, limit=limit,
+        label_names=values.names(label_names),
+    )  # fmt: skip
+    labels = values.tags(tag or [])
+    from anytune.engine.progress import reporter
+    from anytune.jobs.tune import tune as job
+
+    entries = job(
+        base, task, store=store, method=methods, training=settings, seeds=chosen_seeds or (0,), train_size=train_size,
+        per_class=per_class, keep=keep, name=name, tags=labels, reporter=reporter(quiet), **columns,
+    )  # fmt: skip
+    if json:
+        show.print_json([show.run_record(entry) for entry in entries])
+        return
+    show.print_runs(entries)
+    if keep == "weights":
+        print(f'\nnext: anytune predict {entries[0].reference} "some text"{show.in_store(store)}')

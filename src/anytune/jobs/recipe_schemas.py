@@ -1,0 +1,143 @@
+"""The schema of each job's recipe: its fields are the keyword arguments of the job's function, no more and no fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from anytune.jobs.recipe_files import parse_seeds
+
+Method = str | dict[str, Any] | list[str | dict[str, Any]]
+Source = str | dict[str, Any]
+Seeds = Annotated[list[int], BeforeValidator(parse_seeds)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class JobRecipe(BaseModel):
+    """What all recipes share: unknown keys are errors, and only what is given is handed to the job."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    #: module and function that run it
+    home: ClassVar[tuple[str, str]]
+    #: key -> room of the methods it names
+    rooms: ClassVar[Mapping[str, str]] = {}
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the job's function."""
+        return {
+            key: value
+            for key, value in self.model_dump(exclude_unset=True).items()
+            if key != "job" and value is not None
+        }
+
+
+class TaskColumns(JobRecipe):
+    """How a task's data are read: the arguments of ``load_task``, apart from its name."""
+
+    text: str | list[str] | None = None
+    label: str | None = None
+    metric: str | None = None
+    kind: Literal["classification", "regression"] | None = None
+    validation: str | None = None
+    test: str | None = None
+    split_seed: int | None = None
+    validation_fraction: float | None = None
+    test_fraction: float | None = None
+    limit: Count | None = None
+    label_names: list[str] | None = None
+
+
+class TuneRecipe(TaskColumns):
+    """``job: tune``; see :func:`anytune.jobs.tune.tune`."""
+
+    home = ("anytune.jobs.tune", "tune")
+    rooms: ClassVar[Mapping[str, str]] = {"method": "tune"}
+    job: Literal["tune"] = "tune"
+    base: str
+    task: Source
+    store: str | None = None
+    method: Method = "full"
+    training: dict[str, Any] | None = None
+    seeds: Seeds | None = None
+    train_size: Count | None = None
+    per_class: Count | None = None
+    keep: Literal["weights", "scores"] = "weights"
+    name: str | None = None
+    tags: dict[str, str] | None = None
+
+
+class PretrainRecipe(JobRecipe):
+    """``job: pretrain``; see :func:`anytune.jobs.pretrain.pretrain`."""
+
+    home = ("anytune.jobs.pretrain", "pretrain")
+    rooms: ClassVar[Mapping[str, str]] = {"method": "pretrain"}
+    job: Literal["pretrain"] = "pretrain"
+    base: str
+    domains: Annotated[list[Source], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+    store: str | None = None
+    method: Method = "sequential"
+    training: dict[str, Any] | None = None
+    seed: int = 0
+    names: list[str] | None = None
+    watch: list[Source] = Field(default_factory=list)
+    apart_from: list[Source] = Field(default_factory=list)
+    text: str | None = None
+    date: str | None = None
+    limit: Count | None = None
+    heldout_fraction: float | None = None
+
+
+class RecycleRecipe(TaskColumns):
+    """``job: recycle``; see :func:`anytune.jobs.recycle.recycle`."""
+
+    home = ("anytune.jobs.recycle", "recycle")
+    rooms: ClassVar[Mapping[str, str]] = {"method": "recycle", "tune": "tune"}
+    job: Literal["recycle"] = "recycle"
+    delta: str
+    base: str
+    store: str | None = None
+    method: str | dict[str, Any] = "initialize"
+    tune: Method | None = None
+    task: Source | None = None
+    old_base: str | None = None
+    training: dict[str, Any] | None = None
+    seeds: Seeds | None = None
+    train_size: Count | None = None
+    per_class: Count | None = None
+    keep: Literal["weights", "scores"] = "weights"
+    name: str | None = None
+    tags: dict[str, str] | None = None
+
+
+class EvaluateRecipe(TaskColumns):
+    """``job: evaluate``; see :func:`anytune.jobs.load.evaluate`."""
+
+    home = ("anytune.jobs.load", "evaluate")
+    job: Literal["evaluate"] = "evaluate"
+    delta: str
+    task: Source | None = None
+    split: Literal["train", "validation", "test"] = "test"
+    store: str | None = None
+    base: str | None = None
+    batch_size: Count | None = None
+
+
+class ReportRecipe(JobRecipe):
+    """``job: report``; see :func:`anytune.jobs.report.report`."""
+
+    home = ("anytune.jobs.report", "report")
+    job: Literal["report"] = "report"
+    store: str | None = None
+    out: str | None = None
+    figures: str | None = None
+
+
+JOBS: dict[str, type[JobRecipe]] = {
+    "tune": TuneRecipe,
+    "pretrain": PretrainRecipe,
+    "recycle": RecycleRecipe,
+    "evaluate": EvaluateRecipe,
+    "report": ReportRecipe,
+}
