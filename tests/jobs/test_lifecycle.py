@@ -242,6 +242,16 @@ def test_labels_in_another_order_are_refused_by_recycling(tiny_base, tiny_task, 
         anytune.recycle(entry, "v1", store=store, method="direct", task=renamed)
 
 
+def test_an_error_metric_selects_the_smallest_error(tiny_base, store, tmp_path):
+    rows = [(f"oak fern {'cat ' * (number % 7)}{number}", number % 7 + 0.5) for number in range(80)]
+    path = tmp_path / "lengths.csv"
+    path.write_text("text,score\n" + "\n".join(f"{text},{value}" for text, value in rows))
+    [entry] = anytune.tune(tiny_base, path, store=store, training=TRAINING, metric="mse", kind="regression")
+    errors = {point.step: point.scores["mse"] for point in entry.manifest.curve}
+    assert errors[entry.manifest.best_step] == min(errors.values())
+    assert errors[0] > min(errors.values())
+
+
 def test_scores_only_runs_keep_no_weights_and_say_so_when_loaded(tiny_base, tiny_task, store):
     [entry] = anytune.tune(tiny_base, tiny_task, store=store, training=TRAINING, keep="scores")
     assert entry.manifest.form == "scores"
@@ -256,7 +266,6 @@ def test_a_method_that_does_not_train_is_refused_by_tune(tiny_base, tiny_task, s
 
 
 def test_pretraining_refuses_text_of_a_tasks_held_out_part(tiny_base, tiny_task, store, tmp_path):
-    pytest.importorskip("datasketch")
     task = anytune.load_task(tiny_task)
     leak = tmp_path / "leak.txt"
     leak.write_text("\n".join([row.text for row in task.test] * 3 + [f"oak fern {number}" for number in range(50)]))

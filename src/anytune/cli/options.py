@@ -19,7 +19,7 @@ Task = Annotated[
     typer.Option(help="The task: a CSV, JSONL or Parquet file, a folder of splits, sample:NAME, or a datasets id."),
 ]
 Method = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Method; may be repeated ('anytune methods' lists them).")
+    list[str] | None, typer.Option(metavar="NAME", help="Method; may be repeated (see 'anytune methods').")
 ]
 Set = Annotated[
     list[str] | None,

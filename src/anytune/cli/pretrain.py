@@ -15,7 +15,7 @@ def pretrain(
         typer.Argument(metavar="BASE", help="The base: sample:NAME, a folder, a base in the store, or a hub id."),
     ],
     domains: Annotated[
-        list[str], typer.Argument(metavar="DOMAIN", help="Text, JSONL, CSV or Parquet files or sample:NAME, in order.")
+        list[str], typer.Argument(metavar="DOMAIN", help="Text, JSONL, CSV, Parquet files or sample:NAME.")
     ],
     names: Annotated[
         str | None,

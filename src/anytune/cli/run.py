@@ -11,9 +11,7 @@ from anytune.cli import options, show
 
 
 def run(
-    recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A YAML file; or an artefact, whose own recipe is run again.")
-    ],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or an artefact to make again.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides: training.steps=50, method.r=4.")
     ] = None,

@@ -51,7 +51,7 @@ def sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def told(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """The ``sentences`` in two parts, ("On foldoc after v2", "direct reuse lost ..."), for setting the first in bold."""
+    """The ``sentences`` in two parts, as ("On foldoc after v2", "direct reuse lost ...")."""
     cells: dict[tuple[tuple[str, str], str], list[Row]] = {}
     for row in rows:
         if row.recycled:

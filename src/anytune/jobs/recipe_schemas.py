@@ -1,4 +1,4 @@
-"""The schema of each job's recipe: its fields are the keyword arguments of the job's function, no more and no fewer."""
+"""The schema of each job's recipe: its fields are the arguments of the job's function, no more and no fewer."""
 
 from __future__ import annotations
 

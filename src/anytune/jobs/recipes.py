@@ -10,7 +10,8 @@ The keys of a recipe are the arguments of the job's function, and ``job`` says w
     seeds: [0, 1, 2]            # or 3, which is that many, from 0
 
 A recipe with ``jobs: [...]`` runs several in order; keys beside ``jobs`` (``store``, ``base``, ``seeds`` ...) are
-defaults of every job that has them. Files are looked for beside the recipe; paths in an override, from the current
+defaults of every job that has them. A later job means by a name what an earlier one made; a delta of several seeds is
+recycled seed by seed. Files are looked for beside the recipe; paths in an override, from the current
 folder. The recipe inside a manifest runs too: name its ``anytune.json``, its folder, or the artefact.
 """
 
@@ -30,6 +31,8 @@ from anytune.errors import AnytuneError, SettingsError, nearest
 from anytune.jobs.recipe_files import RecipeText, read_recipe, with_overrides
 from anytune.jobs.recipe_schemas import JOBS, JobRecipe, PretrainRecipe, RecycleRecipe, TuneRecipe
 from anytune.manifests import MANIFEST_NAME, read_manifest
+from anytune.store import Entry
+from anytune.store.names import slug
 
 #: Keys whose values may name files; of these, ``PLACES_TO_WRITE`` always do.
 FILE_KEYS = ("base", "old_base", "delta", "task", "domains", "watch", "apart_from", "validation", "test", "source")
@@ -99,19 +102,37 @@ def run(
         AnytuneError: a recipe or input that cannot be used.
     """
     loaded = load_recipe(recipe, overrides)
-    results = [run_job(job, store=store, reporter=reporter) for job in loaded.jobs]
+    results: list[Any] = []
+    made: dict[str, list[Entry]] = {}
+    for job in loaded.jobs:
+        results.append(_run_job(job, made, store, reporter))
+        for entry in results[-1] if isinstance(results[-1], list) else []:
+            made.setdefault(entry.name, []).append(entry)
     return results if loaded.several else results[0]
 
 
-def run_job(job: JobRecipe, *, store: str | Path | None = None, reporter: Reporter | None = None) -> Any:
-    """Run one checked job; returns what its function returns."""
+def _run_job(
+    job: JobRecipe, made: Mapping[str, list[Entry]], store: str | Path | None, reporter: Reporter | None
+) -> Any:
+    """Run one checked job; names that earlier jobs of the recipe gave mean what those made."""
     module, name = job.home
     arguments = job.arguments()
     if store is not None:
         arguments["store"] = store
     if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe):
         arguments["reporter"] = reporter
-    return getattr(importlib.import_module(module), name)(**arguments)
+    function = getattr(importlib.import_module(module), name)
+    for key in ("base", "old_base"):
+        if isinstance(arguments.get(key), str) and slug(arguments[key]) in made:
+            arguments[key] = made[slug(arguments[key])][-1]
+    deltas = made.get(slug(arguments["delta"]), []) if "delta" in arguments else []
+    if len(deltas) > 1 and isinstance(job, RecycleRecipe):  # of several seeds: each goes on under its own
+        return [
+            entry for one in deltas for entry in function(**{**arguments, "delta": one, "seeds": [one.manifest.seed]})
+        ]
+    if len(deltas) == 1:
+        arguments["delta"] = deltas[0]
+    return function(**arguments)
 
 
 # From text to values

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord
 from anytune.methods import registry
 from anytune.methods.objective import Classification, Regression
 from anytune.methods.protocol import Method, Run
-from anytune.metrics import score
+from anytune.metrics import METRICS, score
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
 from anytune.models.delta import FullDelta
@@ -128,6 +128,8 @@ def evaluator(
             lambda predicted, labels: score(task.metric, predicted, labels, len(task.label_names)),
             logits,
         )
+        if not METRICS[task.metric].higher_is_better:
+            found = replace(found, better=-found.better)
         return found, logits
 
     return evaluate

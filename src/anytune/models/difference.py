@@ -55,7 +55,6 @@ def subtract(base: Tensor, tuned: Tensor) -> Difference | None:
         piece.copy_(after.double() - before.double())
     if not bool(values.isfinite().all()):
         values = tuned.double() - base.double()
-    values[values == 0] = 0.0  # never -0.0, so that unchanged rows are all zero bits
     index = (~same_bits(add(base, values, tuned.dtype), tuned)).reshape(-1).nonzero().reshape(-1)
     exact = tuned.reshape(-1)[index].clone()
     return Difference(values, index.to(torch.int32 if tuned.numel() < 2**31 else torch.int64), exact)

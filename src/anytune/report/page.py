@@ -169,7 +169,7 @@ def measured(artefacts: Sequence[Artefact], rows: Sequence[Row]) -> list[tuple[s
         ("Threads", _values(environment.threads for environment in environments if environment.threads)),
         ("Precision", _values(environment.precision for environment in environments)),
         ("Device", _values(environment.device for environment in environments)),
-        ("Versions", ", ".join(f"{key} {' / '.join(sorted(found))}" for key, found in sorted(versions.items())) or "–"),
+        ("Versions", ", ".join(f"{key} {' / '.join(sorted(versions[key]))}" for key in sorted(versions)) or "–"),
     ]  # fmt: skip
     if stated:
         listed.insert(1, ("Overlap", f"{overlap:,} texts shared between pre-training domains and held-out task data"))

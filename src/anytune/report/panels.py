@@ -99,7 +99,9 @@ def _entry(row: Row, look: Look, index: int) -> dict[str, object]:
         return cell(words.signed(difference.mean), difference.mean, small.removeprefix(" · "))
 
     never = row.target is not None and row.steps_to_target is None
-    saved = ("≥ " if row.saved_at_least else "") + words.share(row.saved) if row.saved is not None else words.NOTHING
+    # a lower bound below zero says nothing at all
+    told = row.saved is not None and not (row.saved_at_least and row.saved < 0)
+    saved = ("≥ " if row.saved_at_least else "") + words.share(row.saved) if told else words.NOTHING
     steps = cell(
         "not reached" if never else words.count(row.steps_to_target),
         math.inf if never else row.steps_to_target,
@@ -121,7 +123,7 @@ def _entry(row: Row, look: Look, index: int) -> dict[str, object]:
         "over_direct": gain(row.over_direct),
         "over_outdated": gain(row.over_outdated),
         "reach": steps,
-        "saved": cell(saved, row.saved),
+        "saved": cell(saved, row.saved if told else None),
         "cost": cell(words.count(row.total_steps), row.total_steps, split),
         "seconds": cell(words.duration(row.seconds), row.seconds),
         "runs": [_seed(run) for run in row.runs],

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from anytune.errors import StoreError
 from anytune.evaluate import Artefact
-from anytune.manifests import MANIFEST_NAME, PARTIAL_PREFIX, read_manifest
+from anytune.store import Store
 
 
 def read_store(store: str | Path) -> tuple[list[Artefact], list[str]]:
-    """Every base and delta of a store folder, and a sentence for each manifest that could not be read.
+    """Every base and delta of a store folder, and a sentence for each artefact that is damaged.
 
     Only manifests are read, never weights, so a page is made from a store of any size in moments.
 
@@ -24,14 +24,10 @@ def read_store(store: str | Path) -> tuple[list[Artefact], list[str]]:
             why="A report is made from the manifests in a store folder.",
             fix="anytune report --store FOLDER   (anytune demo makes one in anytune-demo)",
         )
-    found, problems = [], []
-    for kind in ("bases", "deltas"):
-        for place in sorted((folder / kind).glob("*")):
-            if place.name.startswith(PARTIAL_PREFIX) or not (place / MANIFEST_NAME).is_file():
-                continue
-            try:
-                found.append(Artefact(place, read_manifest(place)))
-            except StoreError as problem:
-                # the message names the whole path; the page travels, so it shows the place inside the store
-                problems.append(problem.what.replace(str(folder), folder.name))
+    opened = Store(folder, create=False)
+    found = [Artefact(entry.folder, entry.manifest) for entry in opened.find()]
+    # the page travels: it names the artefact, and no path of the machine that made it
+    problems = [
+        f"{place.name}: {problem.splitlines()[0].replace(f'{folder}/', '')}" for place, problem in opened.problems()
+    ]
     return found, problems

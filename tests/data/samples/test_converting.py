@@ -14,7 +14,7 @@ def test_a_missing_gguf_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SampleError, match="gguf") as caught:
         convert(tmp_path, tmp_path / "model")
-    assert caught.value.fix == 'pip install "anytune[samples]"'
+    assert caught.value.fix == 'pip install "anytune[gguf]"'
 
 
 def test_a_finished_folder_is_not_made_again(tmp_path):

@@ -27,7 +27,7 @@ def convert(source: Path, target: Path, progress: Progress | None = None) -> Pat
         raise SampleError(
             f"{target.name} comes as GGUF, and the package that reads it (gguf) is not installed",
             why="It is converted once into a plain transformers folder.",
-            fix='pip install "anytune[samples]"',
+            fix='pip install "anytune[gguf]"',
         )
     with locked(target, tell):
         if not _is_whole(target):
