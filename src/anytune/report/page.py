@@ -57,6 +57,7 @@ def build(store: str | Path, out: str | Path = "report.html", *, figures: str | 
 
 def page(artefacts: Sequence[Artefact], problems: Sequence[str] = (), *, name: str = "store") -> str:
     """The page as text. Pure: the same manifests give the same page."""
+    artefacts = sorted(artefacts, key=lambda artefact: (artefact.manifest.created, artefact.manifest.id))
     runs = runs_of(artefacts)
     rows = compare(runs)
     look = looks(run.arm for run in runs)

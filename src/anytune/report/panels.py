@@ -154,7 +154,11 @@ def _seed(run: Run) -> dict[str, object]:
 
 def recipe_text(recipe: Mapping[str, object]) -> str:
     """The recipe as the YAML that ``anytune run`` reads; empty if none was recorded."""
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=100).rstrip() if recipe else ""
+    if not recipe:
+        return ""
+    # manifests are stored with sorted keys; a reader wants to know first which job it is
+    ordered = {key: recipe[key] for key in ("job", *recipe) if key in recipe}
+    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=100).rstrip()
 
 
 def losses(found: Sequence[HeldOut]) -> dict[str, object] | None:
