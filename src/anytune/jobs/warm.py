@@ -34,6 +34,12 @@ from anytune.models.fingerprint import fingerprint_folder
 from anytune.models.probe import make_probe
 from anytune.store import Store
 
+COMMAND = "python -m anytune.jobs.warm bert-tiny-splade --out FOLDER --bf16"
+NOTES = (
+    "weights rounded to bfloat16",
+    "made from sample:bert-tiny-splade (Apache-2.0) by masked language modelling on the Brown corpus and on a part of "
+    "GCIDE, the Collaborative International Dictionary of English (GPL-2.0-or-later)",
+)
 #: Text that is in no task and no stream of this project.
 GENERAL_TEXT = ("brown", "gcide")
 #: Entries of the dictionary used, chosen by hash: about twice the tokens of Brown.
@@ -143,7 +149,7 @@ def write_bf16(base: Base, out: Path, name: str) -> Path:
         manifest = base.manifest.model_copy(
             update={
                 "name": name, "base": identity, "probe": make_probe(stored, base.config.vocab_size, 0), "files": {},
-                "parents": [], "id": "", "run": "", "notes": ["weights rounded to bfloat16"],
+                "parents": [], "id": "", "run": "", "notes": list(NOTES), "recipe": {"command": COMMAND},
                 "domains": [DomainRecord(**domain.model_dump()) for domain in base.manifest.domains],
             }
         )  # fmt: skip
