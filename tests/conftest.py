@@ -11,6 +11,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import csv
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,29 @@ def tiny_domain(tmp_path_factory) -> Path:
         encoding="utf-8",
     )
     return path
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch) -> Callable[..., Answer]:
+    """``cli("tune", base, task)`` runs the real command line in this process, in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> Answer:
+        from anytune.cli.main import main
+
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        return Answer(left.value.code or 0, said.out, said.err)
+
+    return call
