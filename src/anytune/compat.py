@@ -74,7 +74,6 @@ def model_from_state(cls: Any, config: Any, state: dict[str, torch.Tensor], dtyp
         model, info = cls.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=False
         )
-        model.tie_weights()
     return model, set(info["missing_keys"])
 
 

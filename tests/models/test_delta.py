@@ -67,6 +67,34 @@ def test_scale_zero_gives_the_base_and_half_the_scale_half_the_way(make_base, tu
     assert all(torch.allclose(middle[name] * 2, start[name] + end[name], atol=1e-6) for name in middle)
 
 
+def test_corrections_are_used_on_their_own_base_at_full_scale_and_nowhere_else(make_base, tuned):
+    base, other = make_base("base", seed=0), make_base("other", seed=5)
+    model, head = tuned(base)
+    name, bare = (f"{prefix}encoder.layer.0.output.dense.weight" for prefix in ("bert.", ""))
+    with torch.no_grad():
+        model.get_parameter(name).copy_(torch.full((16, 32), 1e-25))
+    delta = extract(base, model, head)
+    assert len(delta.corrections[bare][0]) > 100
+    assert equal_bits(delta.apply(base.tensors(), base.identity, 0.0), dict(base.tensors()))
+    half = delta.apply(base.tensors(), base.identity, 0.5)[bare]
+    assert torch.allclose(half, base.tensors()[bare] / 2, atol=1e-8)
+    moved, asked = delta.rebased(other.identity), delta.apply(other.tensors(), other.identity, another_base=True)
+    assert moved.corrections == {}
+    expected = other.tensors()[bare].double() + delta.difference[bare].double()
+    assert torch.equal(asked[bare], expected.float())
+    assert equal_bits(asked, moved.apply(other.tensors(), other.identity))
+
+
+def test_a_pooler_in_the_file_that_no_task_model_uses_is_no_obstacle(make_base, tuned, tmp_path):
+    base = make_base(kind="roberta", purpose="backbone")
+    assert "pooler.dense.weight" in base.tensors()
+    model, head = tuned(base)
+    assert not any("pooler" in name for name in model.state_dict())
+    delta = extract(base, model, head)
+    assert equal_bits(dict(put_on(delta, base).state_dict()), dict(model.state_dict()))
+    assert "pooler.dense.weight" not in delta.apply(base.tensors(), base.identity)
+
+
 def test_there_and_back_again_restores_the_bits(make_base, tuned):
     base = make_base()
     first, head = tuned(base, seed=1)

@@ -88,6 +88,7 @@ def test_heads_integer_buffers_and_the_order_of_names_do_not_enter_the_hash():
         "cls.predictions.bias": torch.ones(96),
         "classifier.weight": torch.ones(2, 16),
         "bert.embeddings.position_ids": torch.arange(40)[None],
+        "bert.embeddings.a_mask": torch.ones(4, dtype=torch.bool),
     }
     assert fingerprint_state(more, anatomy) == want
     legacy = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in state.items()}
@@ -109,6 +110,18 @@ def test_a_fresh_pooler_can_be_left_out_and_a_stored_one_counts(make_base):
         assert fingerprint_state(model.state_dict(), each.anatomy, leave_out=head) == each.identity.backbone
     model, head = base.task_model("classification", ("a", "b"), seed=0)
     assert fingerprint_state(model.state_dict(), base.anatomy) != base.identity.backbone
+
+
+def test_tables_that_are_computed_and_not_learned_do_not_enter_the_hash():
+    state, anatomy = dict(tiny_model("llama").state_dict()), anatomy_of("llama")
+    older = state | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.rand(4)}
+    assert fingerprint_state(older, anatomy) == fingerprint_state(state, anatomy)
+
+
+def test_the_same_bytes_in_another_dtype_are_other_weights():
+    state, anatomy = dict(tiny_model().to(torch.bfloat16).state_dict()), anatomy_of("bert")
+    read_otherwise = {name: tensor.view(torch.float16) for name, tensor in state.items()}
+    assert fingerprint_state(read_otherwise, anatomy) != fingerprint_state(state, anatomy)
 
 
 def test_two_names_for_one_tensor_and_a_state_without_backbone_are_refused():
