@@ -83,16 +83,12 @@ def _of(part: int, whole: int) -> str:
 
 def _standing(outcomes: Sequence[str]) -> str:
     """Where an arm stands against fresh tuning: only the outcomes that occur."""
-    phrases = {
-        "higher": "above fresh tuning",
-        "lower": "below fresh tuning",
-        "undecided": "not decidedly apart from it",
-    }
-    told = [(outcomes.count(key), phrase) for key, phrase in phrases.items() if key in outcomes]
-    if len(told) == 1:
-        phrase = "neither decidedly above nor below fresh tuning" if "undecided" in outcomes else told[0][1]
-        return f"{phrase} in {_of(told[0][0], len(outcomes))}"
-    return ", ".join(f"{phrase} in {number} of {len(outcomes)}" for number, phrase in told)
+    phrases = {"higher": "above", "lower": "below", "undecided": "undecided"}
+    (number, word), *rest = [(outcomes.count(key), word) for key, word in phrases.items() if key in outcomes]
+    against = f"{word}{' against' if word == 'undecided' else ''} fresh tuning's"
+    if not rest:
+        return f"{against} in {_of(number, len(outcomes))}"
+    return f"{against} in {number}, {', '.join(f'{word} in {times}' for times, word in rest)} of {len(outcomes)}"
 
 
 def _range(rows: Sequence[Row]) -> str:
@@ -115,11 +111,11 @@ def _summary(arm: str, rows: Sequence[Row]) -> str:
     final = _standing(compared)
     timed = [row for row in rows if row.target is not None and arm != DIRECT]
     if not timed:
-        return f"{name} scored {final} on test{_range(rows)}."
+        return f"{name}: the test score was {final}{_range(rows)}."
     sooner = [row for row in timed if row.saved is not None and row.saved > 0]
     text = (
         f"{name} reached fresh tuning's final validation score in fewer steps than fresh tuning itself in "
-        f"{_of(len(sooner), len(timed))}; it scored {final} on test{_range(rows)}."
+        f"{_of(len(sooner), len(timed))}; its test score was {final}{_range(rows)}."
     )
     others = [f"{row.task} after {row.base}" for row in timed if row not in sooner]
     if others:

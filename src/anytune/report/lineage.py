@@ -96,7 +96,8 @@ def lanes_of(runs: Sequence[Run], most: int = LANES) -> list[Lane]:
     """One lane for each task; beyond ``most`` tasks the smaller ones are summed in a last lane."""
     by_id = {run.manifest.id: run for run in runs if run.manifest.id}
     sizes = Counter(run.task_key for run in runs)
-    chosen = {key for key, _ in sizes.most_common(most if len(sizes) <= most else most - 1)}
+    largest = sorted(sizes, key=lambda key: (-sizes[key], key))
+    chosen = set(largest[: most if len(sizes) <= most else most - 1])
     lanes: dict[object, Lane] = {}
     for run in sorted(runs, key=lambda run: (run.task_key not in chosen, run.task)):
         own = run.task_key in chosen

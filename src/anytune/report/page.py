@@ -24,6 +24,8 @@ from anytune.report.reading import read_store
 
 #: charts of a base shown at once; the others are folded away, and everything is in the table
 CHARTS_SHOWN = 12
+#: ... where no arms are compared, so that the charts say little
+ALONE_SHOWN = 3
 #: sentences shown at once
 VERDICTS_SHOWN = 12
 
@@ -120,7 +122,8 @@ def charts_of(rows: Sequence[Row], nodes: Sequence[Node]) -> list[ChartGroup]:
         made = [one for one in (chart(f"{cell[0].task} on {cell[0].base}", cell, look) for cell in chosen) if one]
         if made:
             note = ", ".join(f"{name} ({words.short_count(tokens)} tokens)" for name, tokens in node.domains)
-            groups.append(ChartGroup(node.name, note, made[:CHARTS_SHOWN], made[CHARTS_SHOWN:]))
+            shown = CHARTS_SHOWN if comparing else ALONE_SHOWN
+            groups.append(ChartGroup(node.name, note, made[:shown], made[shown:]))
     return groups
 
 
@@ -128,7 +131,8 @@ def headline(artefacts: Sequence[Artefact], runs: Sequence[Run]) -> str:
     """What this is, in one sentence with numbers."""
     if not runs:
         bases = sum(artefact.manifest.kind == "base" for artefact in artefacts)
-        return f"This store holds {_plural(bases, 'base')} and no tuned deltas yet"
+        holds = f"This store holds {_plural(bases, 'base')}" if bases else "This store is empty"
+        return f"{holds}: no tuned deltas yet"
     recycled = [run for run in runs if run.outdated]
     steps = sum(run.steps for run in runs)
     seconds = sum(run.seconds for run in runs)

@@ -95,8 +95,10 @@ def _entry(row: Row, look: Look, index: int) -> dict[str, object]:
     def gain(difference: Difference | None) -> dict[str, object]:
         if difference is None:
             return cell(words.NOTHING, None)
-        small = words.interval(difference) + (" · undecided" if difference.outcome == "undecided" else "")
-        return cell(words.signed(difference.mean), difference.mean, small.removeprefix(" · "))
+        # parts that belong together stay on one line, whatever the width of the column
+        parts = [words.interval(difference).replace(" ", "\N{NO-BREAK SPACE}")]
+        parts += ["undecided"] if difference.outcome == "undecided" else []
+        return cell(words.signed(difference.mean), difference.mean, " ".join(filter(None, parts)))
 
     never = row.target is not None and row.steps_to_target is None
     # a lower bound below zero says nothing at all
@@ -108,7 +110,7 @@ def _entry(row: Row, look: Look, index: int) -> dict[str, object]:
         "" if row.target is None else f"{row.reached} of {len(row.runs)} · {words.duration(row.seconds_to_target)}"
         if row.seconds_to_target is not None else f"{row.reached} of {len(row.runs)}",
     )  # fmt: skip
-    split = f"old {words.count(row.old_steps)} + new {words.count(row.steps)}" if row.old_steps else ""
+    split = f"{words.count(row.old_steps)} old + {words.count(row.steps)} new" if row.old_steps else ""
     return {
         "id": f"seeds-{index}",
         "task": row.task,
