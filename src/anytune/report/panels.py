@@ -110,7 +110,7 @@ def _entry(row: Row, look: Look, index: int) -> dict[str, object]:
         "" if row.target is None else f"{row.reached} of {len(row.runs)} · {words.duration(row.seconds_to_target)}"
         if row.seconds_to_target is not None else f"{row.reached} of {len(row.runs)}",
     )  # fmt: skip
-    split = f"{words.count(row.old_steps)} old + {words.count(row.steps)} new" if row.old_steps else ""
+    split = f"{words.count(row.old_steps)} of them old" if row.old_steps else ""
     return {
         "id": f"seeds-{index}",
         "task": row.task,
