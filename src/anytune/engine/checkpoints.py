@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, atomic, the newest N kept.
 
 A checkpoint holds everything the rest of the run depends on: trained weights, optimizer moments, the random state,
-the methods' own state, the best weights so far and the position in the data (which is just the step: batches are a pure
-function of seed and step). What is not trained is not stored; it comes from the base again.
+the methods' own state, the best weights so far and the position in the data (which is just the step: batches are a
+pure function of seed and step). What is not trained is not stored; it comes from the base again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anytune.errors import TrainingError
+from anytune.errors import MethodError, StoreError, TrainingError
 from anytune.manifests import PARTIAL_PREFIX, write_atomic
 
 _STATE = "state.json"
@@ -39,17 +39,28 @@ def split_state(prefix: str, state: Mapping[str, Any]) -> tuple[dict[str, Tensor
     """Separate a (nested) state into tensors, named by their path, and the JSON-able rest.
 
     ``{"a": tensor, "b": {"c": 1}}`` with prefix "m" -> ``({"m/a": tensor}, {"b": {"c": 1}})``.
+
+    Raises:
+        MethodError: a key holds a "/" (it would not be found again), or a value is no tensor and no JSON.
     """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for key, value in state.items():
+        if "/" in str(key):
+            raise MethodError(f"the state of {prefix} has the key '{key}'", why="'/' separates the levels of a state.")
         if isinstance(value, Tensor):
             tensors[f"{prefix}/{key}"] = value
         elif isinstance(value, Mapping):
             inner, values[str(key)] = split_state(f"{prefix}/{key}", value)
             tensors |= inner
         else:
-            values[str(key)] = value
+            try:
+                values[str(key)] = json.loads(json.dumps(value))  # a copy: the state may change while it is written
+            except (TypeError, ValueError):
+                raise MethodError(
+                    f"the state of {prefix} holds {key} = {value!r:.60}",
+                    why="A checkpoint holds tensors and JSON only, nothing pickled.",
+                ) from None
     return tensors, values
 
 
@@ -66,22 +77,26 @@ def join_state(prefix: str, tensors: Mapping[str, Tensor], values: Mapping[str, 
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
-    """Write ``folder/step-N`` atomically, then drop all but the newest ``keep``."""
+    """Write ``folder/step-N`` atomically, then drop all but the newest ``keep`` (at least 1).
+
+    Raises:
+        TrainingError: it cannot be written (full disk); those already there are untouched.
+    """
     final = folder / f"step-{snapshot.step:08d}"
     partial = folder / f"{PARTIAL_PREFIX}{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         # clone: safetensors refuses tensors that share storage, and ours may be views
-        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in snapshot.tensors.items()},
-                  partial / _TENSORS)
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in snapshot.tensors.items()}
+        save_file(tensors, partial / _TENSORS)
         write_atomic(partial / _STATE, json.dumps({"step": snapshot.step, **snapshot.values}).encode())
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-    except (OSError, SafetensorError) as problem:
+    except (OSError, SafetensorError, StoreError) as problem:
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(
-            f"cannot write a checkpoint to {folder}: {problem}",
+            f"cannot write a checkpoint to {folder}: {str(problem).splitlines()[0]}",
             why="The run stops here; its last whole checkpoint is kept.",
             fix="free some space and give the same command again: it goes on from that checkpoint",
         ) from problem
@@ -92,7 +107,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, keep: int = 2) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / _STATE).exists()) if folder.exists() else []
+    found = [path for path in folder.glob("step-*") if (path / _STATE).exists()] if folder.exists() else []
+    return sorted(found, key=lambda path: (len(path.name), path.name))  # past 8 digits, longer is later
 
 
 def load_checkpoint(folder: Path) -> Snapshot | None:
@@ -101,7 +117,7 @@ def load_checkpoint(folder: Path) -> Snapshot | None:
         try:
             values = json.loads((path / _STATE).read_text(encoding="utf-8"))
             return Snapshot(values.pop("step"), load_file(path / _TENSORS), values)
-        except (OSError, ValueError, KeyError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
             continue
     return None
 

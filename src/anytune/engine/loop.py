@@ -1,18 +1,16 @@
 """The training loop: one readable function around the hooks of ``methods/protocol.py``.
 
-Order of things in a step: ``before_step``, then for each micro-batch ``prepare_batch``, forward, backward (weighted by
-its share of the step's items), then ``after_backward``, clipping, the optimizer, ``after_step``. Nothing in a step waits
-for the device except where the launcher's processes must agree on the number of items.
+Order of things in a step: ``before_step``, then for each micro-batch ``prepare_batch``, forward, backward (weighted
+by its share of the step's items), then ``after_backward``, clipping, the optimizer, ``after_step``. Nothing in a step
+waits for the device except where the launcher's processes must agree on the number of items.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,15 +27,19 @@ from anytune.engine.checkpoints import (
     save_checkpoint,
     split_state,
 )
+from anytune.engine.interrupts import InterruptedRunError, postponed_interrupt
 from anytune.engine.progress import JsonLines, Reporter, Silent
 from anytune.engine.runtime import Runtime
 from anytune.engine.settings import TrainingSettings, learning_rate_share
+from anytune.engine.stages import default_groups, moments, restore_moments, stage_borders
 from anytune.errors import MethodError, TrainingError
-from anytune.manifests import CurvePoint
-from anytune.methods.protocol import Batch, Method, Stage, StepModule, total, trainable
+from anytune.manifests import METRICS_NAME, CurvePoint
+from anytune.methods.protocol import Batch, Method, Stage, StepModule, overrides, total, trainable
 
 #: Steps between looks at the loss: each look waits for the device once.
 LOG_EVERY = 10
+#: Seconds between checkpoints where ``checkpoint_every`` is not given: the most that a kill can cost.
+CHECKPOINT_SECONDS = 60.0
 
 
 class Batches(Protocol):
@@ -45,13 +47,16 @@ class Batches(Protocol):
 
     batches_per_epoch: int
 
-    def batch(self, number: int) -> Batch:
-        """Micro-batch ``number`` (0, 1, 2, ... over all epochs), with its item count as ``num_items``."""
+    def batch(self, step: int, /) -> Batch:
+        """Micro-batch ``step`` (0, 1, 2, ... over all epochs), with its item count as ``num_items``."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on held-out data: ``scores`` main metric first; ``better`` is larger for the better weights."""
+    """Scores on held-out data: ``scores`` main metric first; ``better`` is larger for the better weights.
+
+    A ``better`` of NaN never wins; where none wins, the last weights are kept.
+    """
 
     scores: dict[str, float]
     loss: float | None
@@ -60,7 +65,7 @@ class Evaluation:
 
 @dataclass
 class TrainingResult:
-    """What a run gave, besides the model itself."""
+    """What a run gave, besides the model itself; ``best_step`` is the step whose weights the model holds."""
 
     steps: int = 0
     seconds: float = 0.0
@@ -68,50 +73,6 @@ class TrainingResult:
     items: int = 0
     best_step: int = 0
     curve: list[CurvePoint] = field(default_factory=list)
-
-
-def default_groups(model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: matrices with decay; biases, norms and other vectors without."""
-    groups = [
-        {"params": [], "names": [], "lr": learning_rate, "weight_decay": decay} for decay in (weight_decay, 0.0)
-    ]
-    for name, parameter in trainable(model).items():
-        group = groups[0 if parameter.ndim > 1 else 1]
-        group["params"].append(parameter)
-        group["names"].append(name)
-    return [group for group in groups if group["params"]]
-
-
-def stage_borders(stages: Sequence[Stage], steps: int) -> list[tuple[Stage, int, int]]:
-    """Each stage with its first step and the step after its last; together they cover 0..steps."""
-    borders, begin, share = [], 0, 0.0
-    for stage in stages:
-        share += stage.share
-        end = steps if stage is stages[-1] else round(share * steps)
-        borders.append((stage, begin, end))
-        begin = end
-    return borders
-
-
-@contextlib.contextmanager
-def postponed_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits for the end of a step: yields a function that says whether it was pressed. A second one is at once."""
-    pressed = False
-
-    def note(_signal: int, _frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def train(
@@ -131,8 +92,8 @@ def train(
 ) -> TrainingResult:
     """Train ``model`` in place; afterwards it holds the weights ``settings.keep`` asks for.
 
-    The caller has prepared the model (``method.prepare``) and seeded torch. If ``work`` holds a checkpoint of this run,
-    training goes on from it and ends in the same bits as a run that was never cut.
+    The caller has prepared the model (``method.prepare``) and seeded torch. If ``work`` holds a checkpoint of this
+    run, training goes on from it and ends in the same bits as a run that was never cut.
 
     Args:
         model: on any device; moved to the runtime's.
@@ -141,38 +102,49 @@ def train(
         work: folder for checkpoints and ``metrics.jsonl``; None keeps nothing.
 
     Raises:
-        TrainingError: the loss is not finite, nothing is trainable, a checkpoint cannot be written, or Ctrl-C was
-            pressed (after a checkpoint, so that the same command goes on).
+        TrainingError: the loss is not finite, nothing is trainable, a checkpoint cannot be written.
+        InterruptedRunError: Ctrl-C or SIGTERM came (a checkpoint is written first, so that the same command goes on).
     """
     return _Loop(
-        model, methods, objective, batches, steps, settings, learning_rate, runtime, evaluate, work, title,
-        reporter or Silent(),
-    ).run()
+        model=model, methods=methods, objective=objective, batches=batches, steps=steps, settings=settings,
+        learning_rate=learning_rate, runtime=runtime, evaluate=evaluate, work=work, title=title,
+        reporter=reporter if reporter is not None and runtime.rank == 0 else Silent(),
+    ).run()  # fmt: skip
 
 
+@dataclass(kw_only=True)
 class _Loop:
     """One run: its state between steps, and what happens in a step."""
 
-    def __init__(
-        self, model: nn.Module, methods: Sequence[Method], objective: Any, batches: Batches, steps: int,
-        settings: TrainingSettings, learning_rate: float, runtime: Runtime,
-        evaluate: Callable[[nn.Module], Evaluation] | None, work: Path | None, title: str, reporter: Reporter,
-    ) -> None:  # fmt: skip
-        self.methods, self.batches, self.steps, self.settings = methods, batches, steps, settings
-        self.learning_rate, self.runtime, self.evaluate, self.work = learning_rate, runtime, evaluate, work
-        self.title, self.reporter = title, reporter
-        self.model = model.to(runtime.device)
-        if steps and not trainable(model):
+    model: nn.Module
+    methods: Sequence[Method]
+    objective: Any
+    batches: Batches
+    steps: int
+    settings: TrainingSettings
+    learning_rate: float
+    runtime: Runtime
+    evaluate: Callable[[nn.Module], Evaluation] | None
+    work: Path | None
+    title: str
+    reporter: Reporter
+
+    def __post_init__(self) -> None:
+        self.model = self.model.to(self.runtime.device)
+        if self.steps and not trainable(self.model):
             raise TrainingError("nothing is trainable", why="Every weight is frozen.", fix="another --method")
-        self.module = StepModule(self.model, methods, objective, runtime.autocast())
-        stages = next((method.stages() for method in methods if type(method).stages is not Method.stages), (Stage(),))
-        self.borders = stage_borders(stages, steps)
-        self.every = settings.evaluate_every or max(1, math.ceil(steps / 10))
+        self.module = StepModule(self.model, self.methods, self.objective, self.runtime.autocast())
+        stages = next((method.stages() for method in self.methods if overrides(method, "stages")), (Stage(),))
+        self.borders = stage_borders(stages, self.steps)
+        self.every = self.settings.evaluate_every or max(1, math.ceil(self.steps / 10))
         self.result = TrainingResult()
         self.best: dict[str, Tensor] | None = None
         self.best_value = -math.inf
         self.optimizer: torch.optim.Optimizer | None = None
         self.step = 0
+        # the loss since the last look, still on the device, and the step of that look
+        self.summed, self.looked = torch.zeros((), device=self.runtime.device), 0
+        self.saved_at = time.monotonic()
 
     # ------------------------------------------------------------------ the run
 
@@ -180,7 +152,8 @@ class _Loop:
         resumed = load_checkpoint(self.work) if self.work else None
         if resumed is not None:
             self._restore(resumed)
-        self.log = JsonLines(self.work / "metrics.jsonl" if self.work else None, resume_at=self.step)
+        path = self.work / METRICS_NAME if self.work and self.runtime.rank == 0 else None
+        self.log = JsonLines(path, resume_at=self.step)
         self.reporter.start(self.title, self.steps, self.step)
         try:
             if resumed is None:
@@ -192,12 +165,41 @@ class _Loop:
         finally:
             self.reporter.finish()
             self.log.close()
-        if self.settings.keep == "best" and self.best is not None:
-            self._load(self.best)
-        self.result.steps = self.step
+        if resumed is not None:  # it was cut after its last step
+            restore_random_state(join_state("random", resumed.tensors, {}), self.runtime.device)
+        self._keep()
         return self.result
 
     def _stage(self, stage: Stage, begin: int, end: int, resumed: Snapshot | None) -> None:
+        module = self._prepare(begin, resumed)
+        with postponed_interrupt() as interrupted:
+            while self.step < end:
+                began = time.perf_counter()
+                share = learning_rate_share(
+                    self.step - begin, end - begin, self.settings.warmup, self.settings.schedule
+                )
+                self.summed += self._step(module, share)
+                self.step += 1
+                evaluates = self.step % self.every == 0 or self.step == self.steps
+                looks = evaluates or self.step % LOG_EVERY == 0 or self.step == end
+                loss = self.summed.item() / (self.step - self.looked) if looks else None
+                self.result.seconds += time.perf_counter() - began
+                if loss is not None:
+                    self._look(loss, share)
+                if evaluates:
+                    self._evaluate()
+                stop = interrupted()
+                if stop or self._checkpoint_due():
+                    self._save()
+                if stop:
+                    raise InterruptedRunError(
+                        f"{self.title}: interrupted at step {self.step} of {self.steps}",
+                        why="Everything up to here is kept." if self.work else "",
+                        fix="the same command again: it goes on at this step" if self.work else "",
+                    )
+
+    def _prepare(self, begin: int, resumed: Snapshot | None) -> nn.Module:
+        """A stage's optimizer, and what the launcher wraps around the step module."""
         groups = default_groups(self.model, self.learning_rate, self.settings.weight_decay)
         for method in self.methods:
             groups = method.param_groups(self.model, groups)
@@ -206,74 +208,43 @@ class _Loop:
         self.optimizer = torch.optim.AdamW(groups, fused=self.runtime.device.type in ("cpu", "cuda"))
         module, self.optimizer = self.runtime.accelerator.prepare(self.module, self.optimizer)
         if resumed is not None and begin < self.step:
-            self._restore_optimizer(resumed)
+            stored = join_state("optimizer", resumed.tensors, resumed.values["optimizer"])
+            restore_moments(self.optimizer, stored)
         if resumed is not None:
             # last, so that nothing made above has drawn from it
             restore_random_state(join_state("random", resumed.tensors, {}), self.runtime.device)
-        last_save = time.monotonic()
-        summed, looked = torch.zeros((), device=self.runtime.device), self.step
-        with postponed_interrupt() as interrupted:
-            while self.step < end:
-                began = time.perf_counter()
-                share = learning_rate_share(self.step - begin, end - begin, self.settings.warmup, self.settings.schedule)
-                summed += self._step(module, share)
-                self.step += 1
-                look = self.step % LOG_EVERY == 0 or self.step == end
-                loss = summed.item() / (self.step - looked) if look else None
-                self.result.seconds += time.perf_counter() - began
-                if loss is not None:
-                    self._look(loss, share)
-                    summed.zero_()
-                    looked = self.step
-                if self.step % self.every == 0 or self.step == self.steps:
-                    self._evaluate()
-                stop = interrupted()
-                if self.work and self.runtime.rank == 0 and self.step < self.steps:
-                    due = (
-                        self.step % self.settings.checkpoint_every == 0
-                        if self.settings.checkpoint_every
-                        else time.monotonic() - last_save > 60
-                    )
-                    if due or stop:
-                        save_checkpoint(self.work, self._snapshot())
-                        last_save = time.monotonic()
-                if stop and self.step < self.steps:
-                    raise TrainingError(
-                        f"{self.title}: interrupted at step {self.step} of {self.steps}",
-                        why="Everything up to here is kept." if self.work else "",
-                        fix="the same command again: it goes on at this step" if self.work else "",
-                    )
+        return module
+
+    def _keep(self) -> None:
+        """Put the weights asked for into the model."""
+        self.result.steps = self.step
+        if self.settings.keep == "best" and self.best is not None:
+            self._load(self.best)
+        else:
+            self.result.best_step = self.step
+        for name, tensor in trainable(self.model).items():
+            if not torch.isfinite(tensor).all():  # the last step's own update is in no loss above
+                raise self._not_finite(f"the weights of {name} are not finite after step {self.step}")
 
     # ------------------------------------------------------------------ a step
 
     def _step(self, module: nn.Module, share: float) -> Tensor:
         """One optimizer step; returns its loss (a mean over the step's items), still on the device."""
-        runtime, settings = self.runtime, self.settings
-        optimizer = self.optimizer
+        runtime, settings, optimizer = self.runtime, self.settings, self.optimizer
         assert optimizer is not None
         self.model.train()
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
         first = self.step * settings.accumulation
-        micro = [
-            self.batches.batch((first + k) * runtime.world + runtime.rank) for k in range(settings.accumulation)
-        ]
-        items = sum(batch["num_items"] for batch in micro)
-        if runtime.world > 1:
-            counted = torch.tensor([items], device=runtime.device)
-            torch.distributed.all_reduce(counted)
-            items_everywhere = int(counted.item())
-        else:
-            items_everywhere = items
+        micro = [self.batches.batch((first + k) * runtime.world + runtime.rank) for k in range(settings.accumulation)]
+        items = self._count(micro)
         optimizer.zero_grad(set_to_none=True)
+        for method in self.methods:
+            method.before_step(self.model)
         summed = torch.zeros((), device=runtime.device)
         for k, batch in enumerate(micro):
-            if k == 0:
-                for method in self.methods:
-                    method.before_step(self.model)
             # DDP averages gradients over processes; times world makes it the sum we weight ourselves
-            weight = batch["num_items"] * runtime.world / items_everywhere
-            self.result.examples += len(batch["input_ids"])
+            weight = batch["num_items"] * runtime.world / items
             batch = runtime.to_device(batch)
             for method in self.methods:
                 batch = method.prepare_batch(batch)
@@ -284,7 +255,6 @@ class _Loop:
                     loss = loss * weight
                 runtime.accelerator.backward(loss)
             summed += loss.detach()
-        self.result.items += items
         for method in self.methods:
             method.after_backward(self.model)
         if settings.max_grad_norm is not None:
@@ -295,16 +265,35 @@ class _Loop:
             method.after_step(self.model)
         return summed
 
+    def _count(self, micro: Sequence[Batch]) -> int:
+        """Items of the step over all processes; they and the examples are added to the result."""
+        counts = [sum(batch["num_items"] for batch in micro), sum(len(batch["input_ids"]) for batch in micro)]
+        if self.runtime.world > 1:
+            everywhere = torch.tensor(counts, device=self.runtime.device)
+            torch.distributed.all_reduce(everywhere)
+            counts = everywhere.tolist()
+        self.result.items += counts[0]
+        self.result.examples += counts[1]
+        return counts[0]
+
     def _look(self, loss: float, share: float) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"{self.title}: the loss is {loss} at step {self.step}",
-                why="The weights are no longer usable; nothing of this run is stored.",
-                fix=f"a lower learning rate than {self.learning_rate:g}, or precision=fp32",
-            )
+        self._check(loss)
+        self.summed.zero_()
+        self.looked = self.step
         self.log.write(kind="train", step=self.step, loss=loss, learning_rate=self.learning_rate * share,
                        seconds=round(self.result.seconds, 3))  # fmt: skip
         self.reporter.step(self.step, {"loss": loss})
+
+    def _check(self, loss: float, what: str = "loss") -> None:
+        if not math.isfinite(loss):
+            raise self._not_finite(f"the {what} is {loss} at step {self.step}")
+
+    def _not_finite(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{self.title}: {what} (learning rate {self.learning_rate:g})",
+            why="The weights are no longer usable; nothing of this run is stored.",
+            fix="a lower learning rate, or precision=fp32",
+        )
 
     def _evaluate(self) -> None:
         if self.evaluate is None:
@@ -314,14 +303,31 @@ class _Loop:
             found = self.evaluate(self.model)
         seconds = round(self.result.seconds, 3)
         scores: dict[str, float | None] = dict(found.scores)
+        if found.loss is not None:
+            # broken weights may still score by luck: all logits NaN is a vote for the first class
+            self._check(found.loss, "loss on held-out data")
         self.result.curve.append(CurvePoint(step=self.step, seconds=seconds, scores=scores, loss=found.loss))
-        self.log.write(kind="validation", step=self.step, loss=found.loss, seconds=seconds, **found.scores)
+        # scores stand in a mapping of their own: their names are the user's (a domain may be called "step")
+        self.log.write(kind="validation", step=self.step, loss=found.loss, seconds=seconds, scores=scores)
         # ">": of equal scores the earlier weights win, which cost less
         if self.settings.keep == "best" and found.better > self.best_value:
             self.best_value, self.result.best_step = found.better, self.step
             self.best = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
 
     # ------------------------------------------------------------------ state
+
+    def _checkpoint_due(self) -> bool:
+        if self.step == self.steps:
+            return False
+        every = self.settings.checkpoint_every
+        return self.step % every == 0 if every else time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+
+    def _save(self) -> None:
+        if self.work is None or self.runtime.rank != 0:
+            return
+        self._check(self.summed.item())  # or the same command would for ever go on from broken weights
+        save_checkpoint(self.work, self._snapshot())
+        self.saved_at = time.monotonic()
 
     def _weights(self) -> dict[str, Tensor]:
         """What can change in training: trainable parameters and every buffer."""
@@ -338,28 +344,24 @@ class _Loop:
 
     def _snapshot(self) -> Snapshot:
         assert self.optimizer is not None
-        moments = {
-            name: self.optimizer.state[parameter]
-            for group in self.optimizer.param_groups
-            for name, parameter in zip(group["names"], group["params"], strict=True)
-            if parameter in self.optimizer.state
-        }
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {}
-        for prefix, state in {
+        parts: dict[str, Mapping[str, Any]] = {
             "model": self._weights(),
-            "optimizer": moments,
+            "optimizer": moments(self.optimizer),
             "best": self.best or {},
             "random": random_state(self.runtime.device),
+            "window": {"summed": self.summed},
             **{f"method.{method.name}": method.state_dict() for method in self.methods},
-        }.items():
+        }
+        for prefix, state in parts.items():
             inner, values[prefix] = split_state(prefix, state)
             tensors |= inner
         result = self.result
         values["result"] = {
             "seconds": result.seconds, "examples": result.examples, "items": result.items,
             "best_step": result.best_step, "best_value": self.best_value if math.isfinite(self.best_value) else None,
-            "curve": [point.model_dump() for point in result.curve],
+            "curve": [point.model_dump() for point in result.curve], "looked": self.looked,
         }  # fmt: skip
         return Snapshot(self.step, tensors, values)
 
@@ -367,22 +369,12 @@ class _Loop:
         self.step = saved.step
         self._load(join_state("model", saved.tensors, {}))
         self.best = join_state("best", saved.tensors, {}) or None
+        self.summed.copy_(saved.tensors["window/summed"])
         for method in self.methods:
             key = f"method.{method.name}"
             method.load_state_dict(join_state(key, saved.tensors, saved.values[key]))
         stored = dict(saved.values["result"])
-        value = stored.pop("best_value")
+        value, self.looked = stored.pop("best_value"), stored.pop("looked")
         self.best_value = -math.inf if value is None else value
         stored["curve"] = [CurvePoint(**point) for point in stored["curve"]]
         self.result = TrainingResult(**stored)
-
-    def _restore_optimizer(self, saved: Snapshot) -> None:
-        assert self.optimizer is not None
-        stored = join_state("optimizer", saved.tensors, saved.values["optimizer"])
-        for group in self.optimizer.param_groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                if name in stored:
-                    self.optimizer.state[parameter] = {
-                        key: value.to(parameter.device) if key != "step" else value
-                        for key, value in stored[name].items()
-                    }

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from anytune.engine.loop import Evaluation
 from anytune.engine.runtime import Runtime
-from anytune.methods.objective import LanguageModelling, model_inputs, upcast
+from anytune.methods.objective import LanguageModelling, model_inputs
+from anytune.methods.protocol import upcast
 
 
 @torch.no_grad()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from anytune.manifests import write_atomic
 
 
 class Reporter(Protocol):
@@ -48,29 +51,35 @@ class PlainLines:
     def __init__(self, stream: TextIO | None = None, every: float = 10.0) -> None:
         self.stream, self.every = stream or sys.stderr, every
         self.title, self.total, self._began, self._last, self._done = "", 0, 0.0, 0.0, 0
+        self._unsaid: str | None = None
 
     def start(self, title: str, total: int, done: int = 0) -> None:
         """Print the title, and where a resumed run goes on."""
         self.title, self.total, self._began, self._done = title, total, time.monotonic(), done
-        self._last = self._began
+        self._last, self._unsaid = self._began, None
         self.say(f"{title}: {total} steps" + (f", going on at step {done}" if done else ""))
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
         """Print a line if the last one is ``every`` seconds old."""
         now = time.monotonic()
-        if now - self._last < self.every:
-            return
-        self._last = now
         rate = (step - self._done) / max(1e-9, now - self._began)
-        left = (self.total - step) / max(1e-9, rate)
-        self.say(f"{self.title}: step {step}/{self.total}, {_show(values)}, {rate:.1f} steps/s, {_clock(left)} left")
+        left = f"{_clock((self.total - step) / rate)} left" if rate > 0 else "time left unknown"
+        line = f"{self.title}: step {step}/{self.total}, {_show(values)}"
+        if now - self._last < self.every:
+            self._unsaid = f"{line}, {_clock(now - self._began)} taken"
+            return
+        self._last, self._unsaid = now, None
+        self.say(f"{line}, {rate:.1f} steps/s, {left}")
 
     def say(self, text: str) -> None:
         """Print one line."""
         print(text, file=self.stream, flush=True)
 
     def finish(self) -> None:
-        """Nothing more."""
+        """Print where the run ended, unless the last line says so already."""
+        if self._unsaid is not None:
+            self.say(self._unsaid)
+            self._unsaid = None
 
 
 class Live:
@@ -85,7 +94,7 @@ class Live:
         self.progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(), TextColumn("left"), Remaining(), console=self.console, transient=True,
-        )
+        )  # fmt: skip
         self._task: Any = None
 
     def start(self, title: str, total: int, done: int = 0) -> None:
@@ -120,41 +129,53 @@ def reporter(quiet: bool = False) -> Reporter:
 
 
 def _show(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items())
+    shown = [(key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in values.items()]
+    return ", ".join(f"{key} {value}" for key, value in shown)
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class JsonLines:
-    """Appends one JSON object a line; on resume, lines of steps that will be made again are dropped first."""
+    """Appends one JSON object a line; on resume, lines of steps that will be made again are dropped first.
+
+    Args:
+        path: the file; None writes nothing.
+        resume_at: the step the run goes on at; 0 starts the file anew.
+    """
 
     def __init__(self, path: Path | None, resume_at: int = 0) -> None:
         self.path = path
         self._handle: TextIO | None = None
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if resume_at and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line).get("step", 0) <= resume_at:
                         kept.append(line)
-                except (ValueError, AttributeError):
+                except (ValueError, AttributeError, TypeError):
                     continue  # the half line a killed process leaves
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._handle = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, **values: Any) -> None:
-        """Append a line."""
+        """Append a line; NaN and infinity, which JSON lacks, become null."""
         if self._handle is not None:
-            self._handle.write(json.dumps(values, allow_nan=True) + "\n")
+            self._handle.write(json.dumps(_finite(values), allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Close the file."""
         if self._handle is not None:
             self._handle.close()
             self._handle = None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ class TrainingSettings(BaseModel):
     Defaults are those of transformers' Trainer where it has one; the learning rate is the method's own suggestion.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(None, gt=0, description="optimizer steps; wins over epochs")
     epochs: float | None = Field(None, gt=0, description="passes over the training data, if steps is not given")
@@ -30,7 +31,7 @@ class TrainingSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto = bf16 autocast where it is native")
     max_length: int = Field(128, gt=1, description="tokens per example (tasks)")
     block_size: int = Field(128, gt=7, description="tokens per block (pre-training)")
-    evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations; default: a tenth of the run")
+    evaluate_every: int | None = Field(None, gt=0, description="steps between evaluations; default: a tenth of them")
     evaluate_batch_size: int = Field(64, gt=0, description="examples per batch in evaluation")
     keep: Literal["best", "last"] = Field("best", description="weights kept: best on validation, or the last")
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; default: one a minute")
@@ -48,7 +49,7 @@ def training_settings(values: Mapping[str, Any] | TrainingSettings | None, **def
     given = {key: value for key, value in (values or {}).items() if value is not None or key == "max_grad_norm"}
     for key in given:
         if key not in TrainingSettings.model_fields:
-            near = nearest(key, TrainingSettings.model_fields)
+            near = nearest(str(key), TrainingSettings.model_fields)
             raise SettingsError(
                 f"unknown training setting '{key}'",
                 why=f"Known: {', '.join(TrainingSettings.model_fields)}.",
@@ -66,22 +67,32 @@ def training_settings(values: Mapping[str, Any] | TrainingSettings | None, **def
         ) from None
 
 
-def total_steps(settings: TrainingSettings, batches_per_epoch: int, default_epochs: float = 3.0) -> int:
-    """Optimizer steps of the run: ``steps``, or ``epochs`` times the batches of an epoch (at least 1)."""
+def total_steps(
+    settings: TrainingSettings, batches_per_epoch: int, default_epochs: float = 3.0, world: int = 1
+) -> int:
+    """Optimizer steps of the run: ``steps``, or ``epochs`` times the batches of an epoch (at least 1).
+
+    Args:
+        batches_per_epoch: micro-batches that make up one pass over the data.
+        world: processes that share the micro-batches out among them.
+    """
     if settings.steps is not None:
         return settings.steps
     epochs = settings.epochs if settings.epochs is not None else default_epochs
-    return max(1, round(epochs * batches_per_epoch / settings.accumulation))
+    return max(1, round(epochs * batches_per_epoch / (settings.accumulation * world)))
 
 
 def learning_rate_share(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Share of the peak rate used in step ``step`` (0-based) of ``steps``; the last decayed step is above zero."""
-    import math
+    """Share of the peak rate used in step ``step`` (0-based) of ``steps``.
 
-    rising = round(warmup * steps)
+    It rises over the first ``warmup * steps`` steps, reaches the peak in the step after them (however large ``warmup``
+    is, one step is left for it), and falls; no step has a rate of zero, which would be a step for nothing.
+    """
+    rising = min(round(warmup * steps), steps - 1)
     if step < rising:
         return (step + 1) / (rising + 1)
     if schedule == "constant":
         return 1.0
-    left = (steps - step) / max(1, steps - rising)
-    return left if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
+    left = (steps - step) / (steps - rising)
+    # sin^2(x / 2) = (1 - cos x) / 2, which does not round to zero in the last of many steps
+    return left if schedule == "linear" else math.sin(0.5 * math.pi * left) ** 2

@@ -1,7 +1,8 @@
 """Plain objectives: what training means before any method changes it.
 
-Each has ``forward(model, batch) -> output`` and ``terms(output, batch) -> {"loss": scalar}``, the scalar being the mean
-over the micro-batch's items. Only keys a model takes are handed to it, so nothing is swallowed without an error.
+Each has ``forward(model, batch) -> output`` and ``terms(output, batch) -> {"loss": scalar}``, the scalar being the
+mean over the micro-batch's items. Only the inputs of a model are handed to it; other batch keys (labels, counts, what
+methods add) never reach a forward that would swallow them without an error.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anytune.methods.protocol import Batch, Terms
+from anytune.methods.protocol import Batch, Terms, upcast
 from anytune.models.anatomy import Anatomy
 from anytune.models.language_modelling import language_model_loss
 
@@ -24,11 +24,6 @@ MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 def model_inputs(batch: Batch) -> dict[str, Tensor]:
     """The part of a batch that is input to the model."""
     return {key: batch[key] for key in MODEL_INPUTS if key in batch}
-
-
-def upcast(values: Tensor) -> Tensor:
-    """Half precision to fp32, for sums and losses; fp32 and fp64 stay as they are."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 @dataclass(frozen=True)
@@ -46,9 +41,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class Regression:
-    """Squared error of ``logits [b, 1]`` against ``labels [b]``.
-
-    """
+    """Squared error of ``logits [b, 1]`` against ``labels [b]``."""
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output, with ``.logits``."""

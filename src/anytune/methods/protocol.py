@@ -9,7 +9,7 @@ The loop calls them in this order (``engine/loop.py`` is this text as code)::
         for batch in batches:
             on the first micro-batch of a step:
                 method.before_step(model)
-            batch = method.prepare_batch(batch)
+            batch = method.prepare_batch(batch)         # double it, add cached teacher rows
             terms = step(batch)         # output = method.forward(model, batch); terms = method.objective(...)
             backward(sum(terms))        # weighted by items, over the whole step
             on the last micro-batch of a step:
@@ -211,6 +211,17 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def upcast(values: Tensor) -> Tensor:
+    """Half precision to fp32, for sums and losses; fp32 and fp64 stay as they are."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+
+
 def total(terms: Terms) -> Tensor:
-    """The sum of the loss terms, in a fixed order."""
-    return torch.stack([terms[name].float() if terms[name].dtype != torch.float64 else terms[name] for name in terms]).sum()
+    """The sum of the loss terms, in the order they were added, in fp32 or wider.
+
+    Raises:
+        MethodError: there is none.
+    """
+    if not terms:
+        raise MethodError("the objective gave no loss term", why="There is nothing to train towards.")
+    return torch.stack([upcast(term) for term in terms.values()]).sum()

@@ -18,26 +18,34 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from anytune.errors import MethodError, SettingsError, nearest, unknown
 from anytune.manifests import MethodRecord
-from anytune.methods.protocol import Method, Room
+from anytune.methods.protocol import Method, Room, check_composition
 
 ROOMS: tuple[str, ...] = get_args(Room)
 _Class = TypeVar("_Class", bound=type[Method])
 
 
 def register(cls: _Class) -> _Class:
-    """Class decorator: makes the class a method named after its file, in the room of its folder."""
-    *_, room, name = cls.__module__.split(".")
-    cls.name = name
-    cls.room = room if room in ROOMS else "tune"  # type: ignore[assignment]
-    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    """Class decorator: makes the class a method named after its file, in the room of its folder.
+
+    Outside these rooms (a notebook, a test) the class may say ``name`` and ``room`` itself; by default it is a tune
+    method named after the class. Such a method is used by handing an object of it to a job.
+    """
+    *_, room, name = ["", "", *cls.__module__.split(".")]
+    if cls.__module__ == f"{__package__}.{room}.{name}" and room in ROOMS:
+        cls.name, cls.room = name, room  # type: ignore[assignment]
+    else:
+        cls.name = vars(cls).get("name", cls.__name__.lower())
+        cls.room = vars(cls).get("room", "tune")
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
     return cls
 
 
 def names(room: str | None = None) -> list[str]:
-    """All methods as ``room/name``, without importing them."""
+    """All methods as ``room/name``, without importing them; files that begin with "_" are no methods."""
     here = Path(__file__).parent
     rooms = ROOMS if room is None else (room,)
-    return [f"{one}/{module.name}" for one in rooms for module in pkgutil.iter_modules([str(here / one)])]
+    found = [(one, module.name) for one in rooms for module in pkgutil.iter_modules([str(here / one)])]
+    return [f"{one}/{name}" for one, name in found if not name.startswith("_")]
 
 
 def get(name: str, room: str | None = None) -> type[Method]:
@@ -72,10 +80,10 @@ def create(name: str, settings: Mapping[str, Any] | None = None, room: str | Non
         SettingsError: unknown setting (suggests the near one) or a value outside its limits.
     """
     cls = get(name, room)
-    fields = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    fields = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
     for key in settings or {}:
         if key not in fields:
-            near = nearest(key, fields)
+            near = nearest(str(key), fields)
             raise SettingsError(
                 f"method '{cls.name}' has no setting '{key}'",
                 why=f"Its settings: {', '.join(fields) or 'none'}.",
@@ -85,9 +93,9 @@ def create(name: str, settings: Mapping[str, Any] | None = None, room: str | Non
         return TypeAdapter(cls).validate_python(dict(settings or {}))
     except ValidationError as problem:
         first = problem.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        place = first["loc"][0]  # what follows it is the branch of a union that was tried, which says nothing to a user
         raise SettingsError(
-            f"method '{cls.name}': {key} = {first['input']!r}: {first['msg'].lower()}",
+            f"method '{cls.name}': {place} = {first['input']!r}: {first['msg'].lower()}",
             fix=f"anytune methods {cls.name}   (shows every setting with its limits)",
         ) from None
 
@@ -134,7 +142,12 @@ def describe(name: str) -> list[Setting]:
 def parse(specifications: str | Sequence[Any] | Mapping[str, Any], room: str) -> list[Method]:
     """Methods from what a recipe or ``--method`` gives.
 
-    Accepted: ``"lora"``, ``["full", "llrd"]``, ``{"name": "lora", "r": 8}``, a list that mixes these, and Method objects.
+    Accepted: ``"lora"``, ``["full", "llrd"]``, ``{"name": "lora", "r": 8}``, a list that mixes these, and Method
+    objects.
+
+    Raises:
+        MethodError: a method is unknown, or two cannot be combined.
+        SettingsError: a setting is unknown or outside its limits, or the specification is none of the above.
     """
     if isinstance(specifications, str | Mapping | Method):
         specifications = [specifications]
@@ -149,7 +162,8 @@ def parse(specifications: str | Sequence[Any] | Mapping[str, Any], room: str) ->
             flat = {key: value for key, value in one.items() if key not in ("name", "settings")}
             made.append(create(one["name"], {**(inner or {}), **flat}, room=room))
         else:
-            raise SettingsError(f"a method is a name or a mapping with 'name', not {one!r}", fix="method: {name: lora, r: 8}")
+            raise SettingsError(
+                f"a method is a name or a mapping with 'name', not {one!r}", fix="method: {name: lora, r: 8}"
+            )
+    check_composition(made)
     return made
-
-

@@ -56,10 +56,12 @@ class Sequential(Method):
                     if self._anatomy.is_pretraining_head(name) == in_head
                 ]
                 if chosen:
-                    split.append({
-                        **group,
-                        "names": [name for name, _ in chosen],
-                        "params": [parameter for _, parameter in chosen],
-                        "lr": group["lr"] * (self.head_rate if in_head else 1.0),
-                    })
+                    split.append(
+                        {
+                            **group,
+                            "names": [name for name, _ in chosen],
+                            "params": [parameter for _, parameter in chosen],
+                            "lr": group["lr"] * (self.head_rate if in_head else 1.0),
+                        }
+                    )
         return split

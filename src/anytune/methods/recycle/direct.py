@@ -9,8 +9,8 @@ Paper: Qin, Qian et al. 2023 (Recyclable Tuning), the pilot study; PortLLM (2025
 Costs: no forward, no backward; one addition per stored weight.
 When not to use it: when the upgrade changed the base much, or changed its shape (then it is refused, with a reason
 for each key).
-Choices of ours: the sum is taken in fp64 and rounded once; the head is copied, never added to (adding the difference of
-two random heads, as one published script does, makes it mostly noise); onto the same base it gives the old bits.
+Choices of ours: the sum is taken in fp64 and rounded once; the head is copied, never added to (adding the difference
+of two random heads, as one published script does, makes it mostly noise); onto the same base it gives the old bits.
 """
 
 from __future__ import annotations

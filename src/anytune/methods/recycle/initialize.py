@@ -34,5 +34,5 @@ class Initialize(Method):
     neutral_reason = "the start is the method; with an all-zero delta and a fresh head it is fresh tuning"
 
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
-        """Write the outdated weights into the model that the tune method has prepared."""
+        """Write the outdated weights into the model; the tune methods come after it."""
         return install(model, run, self.name)

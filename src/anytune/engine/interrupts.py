@@ -1,0 +1,49 @@
+"""Ctrl-C and a scheduler's request to end, taken at the end of a step instead of in its middle."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from anytune.errors import TrainingError
+
+
+class InterruptedRunError(TrainingError):
+    """The run was asked to end; if it has a work folder, its checkpoint is written and the same command goes on."""
+
+    #: what shells give a command that Ctrl-C ended
+    exit_code = 130
+
+
+@contextlib.contextmanager
+def postponed_interrupt() -> Iterator[Callable[[], bool]]:
+    """SIGINT (Ctrl-C) and SIGTERM (schedulers, the fan-out's parent) wait for the end of a step.
+
+    Yields a function that says whether one has come. A second Ctrl-C interrupts at once. A SIGINT that the process
+    ignores stays ignored. Outside the main thread, where Python allows no handlers, nothing is postponed.
+    """
+    asked = False
+
+    def note(number: int, _frame: Any) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        current = signal.getsignal(number)
+        # None: a handler that was not set from Python and could not be put back
+        if current not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, note)
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
