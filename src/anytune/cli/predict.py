@@ -79,6 +79,7 @@ def file_texts(file: str, column: str | None) -> list[Text]:
     from anytune.data.columns import require_column
     from anytune.data.sources import checked_texts
     from anytune.data.tables import missing_source, read_table, read_text
+    from anytune.errors import DataError
 
     path = Path(file).expanduser()
     if path.suffix.lower() == ".txt":
@@ -87,7 +88,11 @@ def file_texts(file: str, column: str | None) -> list[Text]:
         return [line for line in read_text(path).splitlines() if line.strip()]
     found = read_table(path)
     names = values.names(column) or [_text_column(found.columns)]
-    texts = [checked_texts(found, require_column(found, name, "text")) for name in names[:2]]
+    if len(names) > 2:
+        raise DataError(
+            f"--text {column} names {len(names)} columns", why="A text or a pair.", fix="--text FIRST,SECOND"
+        )
+    texts = [checked_texts(found, require_column(found, name, "text")) for name in names]
     return list(zip(*texts, strict=True)) if len(texts) == 2 else list(texts[0])
 
 
