@@ -1,7 +1,7 @@
 """Distillation losses as pure functions: what a student loses by answering differently from its teacher.
 
 Shared by the methods that learn from another model's outputs. Formulas: Hinton et al. 2015 for the logits, patient
-knowledge distillation (Sun et al. 2019) for hidden states, as used by Recyclable Tuning (2023, section 4.2 of its code).
+knowledge distillation (Sun et al. 2019) for hidden states, as the code of Recyclable Tuning (2023) uses it.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def grid(points: int = POINTS) -> list[float]:
 def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], x: float) -> dict[str, Tensor]:
     """The state dict at ``x``: ``(1 - x) * first + x * second``, in fp64 and rounded once.
 
-    At 0 and 1 the ends' own bits are returned, -0.0 and integer entries included. Integer and boolean entries (position
-    ids, counters) are never mixed: they must be equal, or x must be an end.
+    At 0 and 1 the ends' own bits are returned, -0.0 and integer entries included. Integer and boolean entries
+    (position ids, counters) are never mixed: they must be equal, or x must be an end.
 
     Raises:
         DeltaError: the names, shapes or dtypes differ, or integer entries differ between the ends.
