@@ -305,11 +305,19 @@ def test_demo_hands_its_options_to_the_job_and_prints_the_page(cli, monkeypatch)
     module.demo = lambda **options: given.update(options) or Path("anytune-demo/report.html")
     monkeypatch.setitem(sys.modules, "anytune.jobs.demo", module)
     monkeypatch.setattr("webbrowser.open", opened.append)
-    answer = cli("demo", "--fast", "--model", "minilm-l6", "--folder", "here", "--seeds", "2")
+    answer = cli("demo", "--fast", "--model", "minilm-l6", "--folder", "here", "--seeds", "2", "--workers", "1")
     assert answer.out == "anytune-demo/report.html\n"
     del given["reporter"]
-    assert given == {"model": "minilm-l6", "fast": True, "folder": "here", "seeds": [0, 1]}
+    assert given == {"model": "minilm-l6", "fast": True, "folder": "here", "seeds": [0, 1], "workers": 1}
     assert opened == []  # no terminal, no browser
+
+
+def test_demo_hands_on_nothing_that_the_job_does_not_take():
+    import inspect
+
+    from anytune.jobs.demo import demo
+
+    assert {"model", "fast", "folder", "seeds", "workers", "reporter"} <= set(inspect.signature(demo).parameters)
 
 
 def test_the_same_tune_again_gives_the_same_artefact_without_training(cli, tuned, tiny_base, tiny_task):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -220,3 +221,23 @@ def test_a_pipe_in_a_plain_locale_gets_utf8():
     environment |= {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True)
     assert said.stdout.decode() == "déjà vu 猫\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, tiny_base, tiny_task, number):
+    words = [sys.executable, "-m", "anytune", "tune", tiny_base, tiny_task, "--steps", "1000000", "--store", "s"]
+    said = []
+    for _ in range(2):
+        with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+            line = run.stderr.readline()  # the run's title: training begins
+            time.sleep(1.5)
+            run.send_signal(number)
+            out, rest = run.communicate(timeout=60)
+        assert run.returncode == 2, rest
+        assert out == ""
+        assert rest.splitlines()[-1].startswith("interrupted; the same command goes on where it was (things on tiny")
+        assert "Traceback" not in rest
+        said.append(line)
+    assert "going on at step" not in said[0]
+    assert "going on at step" in said[1]
+    assert not list((tmp_path / "s").glob("deltas/*"))

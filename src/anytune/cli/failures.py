@@ -44,6 +44,8 @@ class Guarded(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(interrupted()) from None
         except Exception as problem:
+            if is_interruption(problem):
+                raise typer.Exit(interrupted(str(problem.args[0]).partition("\n")[0])) from None
             if isinstance(problem, AnytuneError):
                 show_error(problem)
             elif hasattr(problem, "exit_code") and hasattr(problem, "show"):
@@ -71,9 +73,17 @@ def show_bug(problem: BaseException, *, with_traceback: bool) -> None:
     print(f"{_colour('error:', 31)} {_printable(said)} ({advice})", file=sys.stderr)
 
 
-def interrupted() -> int:
+def is_interruption(problem: BaseException) -> bool:
+    """Whether a run ended because it was asked to (Ctrl-C, SIGTERM), its checkpoint written."""
+    from anytune.engine.interrupts import InterruptedRunError
+
+    return isinstance(problem, InterruptedRunError)
+
+
+def interrupted(where: str = "") -> int:
     """Say that the run was interrupted and can go on; the exit code."""
-    print(f"\n{INTERRUPTED}" if sys.stderr.isatty() else INTERRUPTED, file=sys.stderr)
+    said = f"{INTERRUPTED} ({_printable(where)})" if where else INTERRUPTED
+    print(f"\n{said}" if sys.stderr.isatty() else said, file=sys.stderr)
     return 2
 
 
