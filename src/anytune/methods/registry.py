@@ -93,7 +93,7 @@ def create(name: str, settings: Mapping[str, Any] | None = None, room: str | Non
         return TypeAdapter(cls).validate_python(dict(settings or {}))
     except ValidationError as problem:
         first = problem.errors()[0]
-        place = first["loc"][0]  # what follows it is the branch of a union that was tried, which says nothing to a user
+        place = first["loc"][0]  # after it comes the branch of a union that was tried: nothing for a user
         raise SettingsError(
             f"method '{cls.name}': {place} = {first['input']!r}: {first['msg'].lower()}",
             fix=f"anytune methods {cls.name}   (shows every setting with its limits)",

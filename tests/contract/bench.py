@@ -1,0 +1,226 @@
+"""Run any method of any room on the tiny base: through the job a user calls, or straight through the loop."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import anytune
+from anytune.data.batches import BlockBatches, ExampleBatches, encode_task
+from anytune.data.domains import load_domain
+from anytune.data.packing import pack
+from anytune.data.tasks import load_task
+from anytune.engine.loop import TrainingResult, train
+from anytune.engine.runtime import derive_seed, make_runtime, seeded
+from anytune.engine.settings import training_settings
+from anytune.jobs.recycle import moved
+from anytune.jobs.tuning import Outdated
+from anytune.methods import registry
+from anytune.methods.objective import Classification, LanguageModelling
+from anytune.methods.protocol import Batch, Method, Run
+from anytune.models.base import load_base
+from anytune.store import Entry, Store
+from tests.contract.settings import exercise
+
+METHODS = registry.names()
+TRAINING_METHODS = [name for name in METHODS if registry.get(name).trains]
+
+TRAINING: dict[str, dict[str, Any]] = {
+    "pretrain": {"steps": 8, "learning_rate": 3e-3, "batch_size": 4, "block_size": 32},
+    "tune": {"steps": 8, "learning_rate": 5e-3, "batch_size": 8, "max_length": 32, "keep": "last"},
+}
+TRAINING["recycle"] = TRAINING["tune"]
+COMMON = {"precision": "fp32", "evaluate_every": 4}
+
+
+def room_of(name: str) -> str:
+    room = name.split("/")[0]
+    assert room in TRAINING, f"the contract cannot run the room '{room}' yet: teach tests/contract/bench.py to"
+    return room
+
+
+@dataclass
+class Trained:
+    """A model straight out of the loop, with what it was before."""
+
+    model: nn.Module
+    before: dict[str, Tensor]
+    trained_names: set[str]
+    head_names: set[str]
+    result: TrainingResult
+    #: loss on the training data, without dropout, before and after
+    losses: tuple[float, float]
+
+    @property
+    def after(self) -> dict[str, Tensor]:
+        return state(self.model)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+class Cut:
+    """Every batch of ``whole`` as ``pieces`` micro-batches of different sizes; padding stays as it is."""
+
+    def __init__(self, whole: Any, pieces: int) -> None:
+        self.whole, self.pieces = whole, pieces
+        self.batches_per_epoch = whole.batches_per_epoch * pieces
+
+    def batch(self, step: int) -> Batch:
+        number, piece = divmod(step, self.pieces)
+        batch = self.whole.batch(number)
+        rows = len(batch["input_ids"])
+        # pieces of 1, 2, 3, ... shares: they differ in rows (and so in masked tokens)
+        borders = [rows * k * (k + 1) // (self.pieces * (self.pieces + 1)) for k in range(self.pieces + 1)]
+        chosen = slice(borders[piece], borders[piece + 1])
+        cut = {key: value[chosen] for key, value in batch.items() if isinstance(value, Tensor)}
+        labels = cut["labels"]
+        return {**cut, "num_items": int((labels != -100).sum()) if labels.ndim == 2 else len(labels)}
+
+
+@dataclass
+class Bench:
+    """The tiny bases, task and domain, and a delta tuned on the first base."""
+
+    base: Path
+    other: Path
+    task: Path
+    domain: Path
+    folder: Path
+    _finished: dict[str, Entry] = field(default_factory=dict)
+
+    def store(self, name: str) -> Store:
+        """A store that holds the outdated delta and nothing else."""
+        shelf = self.folder / "shelf"
+        if not shelf.exists():
+            anytune.tune(self.base, self.task, store=shelf, training={**TRAINING["tune"], **COMMON}, name="outdated")
+        return Store(shutil.copytree(shelf, self.folder / name))
+
+    def job(
+        self,
+        name: str,
+        store: Store,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        reporter: Any = None,
+        **training: Any,
+    ) -> Entry:
+        """Run the method as a user does and give back what is in the store."""
+        room, given = room_of(name), exercise(name)
+        method = {"name": name.split("/")[1], **(given.settings if settings is None else settings)}
+        shared = {
+            "store": store, "method": method, "reporter": reporter,
+            "training": {**TRAINING[room], **COMMON, **given.training, **training},
+        }  # fmt: skip
+        if room == "pretrain":
+            [entry] = anytune.pretrain(self.base, [self.domain], names=["upgraded"], **shared)
+        elif room == "tune":
+            [entry] = anytune.tune(self.base, self.task, **shared)
+        else:
+            [outdated] = store.find("delta", tags={"arm": "fresh"})
+            [entry] = anytune.recycle(outdated, self.other, task=self.task, **shared)
+        return entry
+
+    def finished(self, name: str) -> Entry:
+        """The method's job with the settings of its exercise, run once for all tests that only read it."""
+        if name not in self._finished:
+            self._finished[name] = self.job(name, self.store(f"finished-{name.replace('/', '-')}"))
+        return self._finished[name]
+
+    def loop(
+        self, name: str, *, settings: Mapping[str, Any] | None = None, methods: Sequence[Method] | None = None,
+        precise: bool = False, pieces: int = 1, together: int = 1, steps: int = 6, **training: Any,
+    ) -> Trained:  # fmt: skip
+        """The method straight through the loop.
+
+        Args:
+            methods: run these in place of the method; ``[]`` is plain training without any hook.
+            precise: fp64 and no dropout.
+            pieces: micro-batches that each batch is cut into.
+            together: whole batches accumulated in a step.
+        """
+        room, given = room_of(name), exercise(name)
+        if methods is None:
+            methods = [registry.create(name, given.settings if settings is None else settings)]
+            methods += [registry.create("tune/full")] if room == "recycle" else []
+        options = training_settings(
+            {
+                **TRAINING[room],
+                **COMMON,
+                "keep": "last",
+                **given.training,
+                **training,
+                "accumulation": pieces * together,
+            }
+        )
+        base = load_base(self.other if room == "recycle" else self.base)
+        tokenizer = base.tokenizer()
+        head_names: list[str] = []
+        batches: Any
+        with seeded(5):
+            if room == "pretrain":
+                blocks = pack(
+                    load_domain(self.domain).texts, tokenizer, options.block_size, objective="mlm", cache=None
+                )
+                batches = BlockBatches(blocks, options.batch_size, 3, "mlm", tokenizer)
+                model, _ = base.pretraining_model(7)
+            else:
+                task = load_task(self.task)
+                encoded = encode_task(task.train, tokenizer, options.max_length, task.kind)
+                batches = ExampleBatches(encoded, options.batch_size, 3)
+                model, head_names = base.task_model(task.kind, task.label_names, 7)
+            before_move = state(model)
+            run = Run(seed=derive_seed(11), steps=steps, anatomy=base.anatomy, head_names=head_names,
+                      install_outdated=self._install if room == "recycle" else None)  # fmt: skip
+            for method in methods:
+                model = method.prepare(model, run)
+            if precise:
+                model = without_dropout(model.double())
+            # what a method that does not train changes is the model it was given
+            before = state(model) if all(method.trains for method in methods) else before_move
+            names = {found for found, parameter in model.named_parameters() if parameter.requires_grad}
+            objective = LanguageModelling(base.anatomy) if room == "pretrain" else Classification()
+            seen = [batches.batch(number) for number in range(batches.batches_per_epoch)]
+            first_loss = mean_loss(model, objective, seen)
+            result = train(
+                model, methods=methods, objective=objective,
+                batches=Cut(batches, pieces), steps=steps if all(method.trains for method in methods) else 0,
+                settings=options, learning_rate=float(options.learning_rate or 0),
+                runtime=make_runtime(options.precision),
+            )  # fmt: skip
+            for method in reversed(methods):
+                model = method.finish(model, run)
+        return Trained(model, before, names, set(head_names), result, (first_loss, mean_loss(model, objective, seen)))
+
+    def _install(self, model: nn.Module) -> nn.Module:
+        store = Store(self.folder / "shelf") if (self.folder / "shelf").exists() else self.store("for-the-loop")
+        [outdated] = store.find("delta", tags={"arm": "fresh"})
+        old, new = load_base(self.base), load_base(self.other)
+        return Outdated(outdated, moved(outdated, old, new), new).install(model)
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, objective: Any, batches: Sequence[Batch]) -> float:
+    model.eval()
+    losses = [objective.terms(objective.forward(model, batch), batch)["loss"].item() for batch in batches]
+    return sum(losses) / len(losses)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout_prob"):  # attention asks for the number alone
+            module.dropout_prob = 0.0
+    return model
+
+
+def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
