@@ -19,7 +19,7 @@ from anytune._version import __version__
 if TYPE_CHECKING:
     from anytune.data.domains import load_domain as load_domain
     from anytune.data.tasks import load_task as load_task
-    from anytune.jobs.load import evaluate as evaluate
+    from anytune.jobs.load import evaluate as score
     from anytune.jobs.load import export as export
     from anytune.jobs.load import load as load
     from anytune.jobs.load import merge as merge
@@ -28,20 +28,22 @@ if TYPE_CHECKING:
     from anytune.jobs.pretrain import pretrain as pretrain
     from anytune.jobs.recipes import run as run
     from anytune.jobs.recycle import recycle as recycle
-    from anytune.jobs.report import report as report
+    from anytune.jobs.report import report as write_report
     from anytune.jobs.tune import tune as tune
     from anytune.store import Store as Store
 
+#: Two functions go by another name here than their command: ``anytune.evaluate`` and ``anytune.report`` are rooms.
+_RENAMED = {"score": "evaluate", "write_report": "report"}
 _HOMES = {
     "pretrain": "anytune.jobs.pretrain",
     "tune": "anytune.jobs.tune",
     "recycle": "anytune.jobs.recycle",
     "load": "anytune.jobs.load",
     "predict": "anytune.jobs.load",
-    "evaluate": "anytune.jobs.load",
+    "score": "anytune.jobs.load",
     "merge": "anytune.jobs.load",
     "export": "anytune.jobs.load",
-    "report": "anytune.jobs.report",
+    "write_report": "anytune.jobs.report",
     "run": "anytune.jobs.recipes",
     "open_base": "anytune.jobs.opening",
     "load_task": "anytune.data.tasks",
@@ -54,7 +56,7 @@ __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - the keys are strings
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(_HOMES[name]), _RENAMED.get(name, name))
     raise AttributeError(f"module 'anytune' has no attribute '{name}'")
 
 

@@ -113,7 +113,7 @@ def test_it_saves_loads_and_answers_the_same(name, bench: Bench):
         assert not fresh
         assert check_probe(model, again.manifest.probe) <= 1e-6
         return
-    scores = anytune.evaluate(again, bench.task, store=store, split="test")
+    scores = anytune.score(again, bench.task, store=store, split="test")
     assert scores == again.manifest.scores["test"]
     task = anytune.load_task(bench.task)
     stored = [json.loads(line) for line in (again.folder / "predictions.jsonl").read_text().splitlines()]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import anytune
-from anytune.errors import AnytuneError, DataError, DeltaError, StoreError, WrongBaseError
+from anytune.errors import AnytuneError, DataError, DeltaError, SettingsError, StoreError, WrongBaseError
 from anytune.jobs.opening import base_of_delta, open_base
 from anytune.jobs.tuning import load_delta
 from anytune.store import Store
@@ -40,7 +40,7 @@ def same(left, right) -> bool:
 def test_a_tuned_delta_loads_with_the_weights_that_were_scored(method, tiny_base, tiny_task, store):
     [entry] = anytune.tune(tiny_base, tiny_task, store=store, method=method, training=TRAINING)
     again = Store(store.folder).get(entry.reference)
-    assert anytune.evaluate(again, tiny_task, store=store, split="test") == pytest.approx(entry.manifest.scores["test"])
+    assert anytune.score(again, tiny_task, store=store, split="test") == pytest.approx(entry.manifest.scores["test"])
     assert entry.manifest.steps == 12
     assert [point.step for point in entry.manifest.curve] == [0, 4, 8, 12]
 
@@ -250,6 +250,32 @@ def test_an_error_metric_selects_the_smallest_error(tiny_base, store, tmp_path):
     errors = {point.step: point.scores["mse"] for point in entry.manifest.curve}
     assert errors[entry.manifest.best_step] == min(errors.values())
     assert errors[0] > min(errors.values())
+
+
+def test_a_length_beyond_the_position_table_is_refused_and_a_default_is_cut_to_it(tiny_base, tiny_task, store):
+    short = {key: value for key, value in TRAINING.items() if key != "max_length"}
+    [entry] = anytune.tune(tiny_base, tiny_task, store=store, training=short)
+    assert entry.manifest.training["max_length"] == 64
+    with pytest.raises(SettingsError, match="at most 64"):
+        anytune.tune(tiny_base, tiny_task, store=store, training={**TRAINING, "max_length": 128})
+
+
+def test_pairs_are_refused_by_a_delta_of_single_texts(tiny_base, tiny_task, store):
+    [entry] = anytune.tune(tiny_base, tiny_task, store=store, training=TRAINING)
+    with pytest.raises(DataError, match="single texts"):
+        anytune.predict(entry, [("an old oak", "a small fox")], store=store)
+
+
+def test_the_recipe_of_a_stage_in_the_middle_of_a_stream_finds_that_stage(tiny_base, tiny_domain, store, tmp_path):
+    second = tmp_path / "second.txt"
+    second.write_text("\n".join(f"{line} jade" for line in tiny_domain.read_text().splitlines()))
+    settings = {**PRETRAINING, "steps": 2}
+    stages = anytune.pretrain(tiny_base, [tiny_domain, second], store=store, names=["v1", "v2"], training=settings)
+    recipe = stages[1].manifest.recipe
+    assert recipe["domains"] == ["second"]
+    assert recipe["watch"] == ["walks"]
+    [again] = anytune.pretrain("v1", [second], store=store, names=["v2"], training=settings, watch=[tiny_domain])
+    assert again.folder == stages[1].folder
 
 
 def test_scores_only_runs_keep_no_weights_and_say_so_when_loaded(tiny_base, tiny_task, store):

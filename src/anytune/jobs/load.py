@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from anytune.jobs.opening import base_of_delta, open_delta, open_store, open_tas
 from anytune.jobs.recycle import check_labels
 from anytune.jobs.tune import Source
 from anytune.jobs.tuning import EncodedTask, evaluator, install_delta, load_delta
-from anytune.manifests import MANIFEST_NAME, staged_folder
+from anytune.manifests import MANIFEST_NAME, Manifest, staged_folder
 from anytune.models.adapters import merge as merge_adapter
 from anytune.models.base import Base, save_base
 from anytune.models.probe import check_probe
@@ -81,6 +81,7 @@ def predict(
     for number, row in enumerate(rows):
         if not isinstance(row.text, str) or not row.text.strip():
             raise DataError(f"text {number + 1} is empty", why="There is nothing to predict from.")
+    check_pairs(entry.manifest, rows)
     model, tokenizer = load(entry, store=place, base=base)
     length = max_length or int(entry.manifest.training.get("max_length", 128))
     runtime = make_runtime("fp32")
@@ -180,6 +181,28 @@ def export(
             if (entry.folder / name).is_file():
                 shutil.copyfile(entry.folder / name, folder / name)
     return final
+
+
+def check_pairs(manifest: Manifest, rows: Sequence[Example]) -> None:
+    """Texts must come as the delta was tuned: alone, or in pairs.
+
+    Raises:
+        DataError: they do not; the model would answer all the same, about something it has never seen.
+    """
+    columns = manifest.task.text_columns if manifest.task else []
+    pairs = sum(row.text_pair is not None for row in rows)
+    if len(columns) == 2 and pairs < len(rows):
+        raise DataError(
+            f"'{manifest.name}' was tuned on pairs ({', '.join(columns)}) and {len(rows) - pairs} texts stand alone",
+            why="It would answer about a pair that is not there.",
+            fix="two texts each: --file pairs.csv --text FIRST,SECOND",
+        )
+    if len(columns) == 1 and pairs:
+        raise DataError(
+            f"'{manifest.name}' was tuned on single texts and {pairs} pairs were given",
+            why="It has never seen a second text.",
+            fix="one text each",
+        )
 
 
 def _installed(entry: Entry, base: Base) -> Any:

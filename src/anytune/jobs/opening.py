@@ -9,7 +9,8 @@ from typing import Any
 from anytune.data.domains import Domain, load_domain
 from anytune.data.samples import sample_folder
 from anytune.data.tasks import Task, load_task
-from anytune.errors import AnytuneError, StoreError, WrongBaseError
+from anytune.engine.settings import TrainingSettings
+from anytune.errors import AnytuneError, SettingsError, StoreError, WrongBaseError
 from anytune.manifests import BaseIdentity, Manifest
 from anytune.models.base import Base, load_base
 from anytune.models.fingerprint import known_folders
@@ -43,6 +44,28 @@ def open_base(reference: Base | Entry | str | Path, store: Store | None = None) 
             if found.manifest.kind == "base":
                 return load_base(found.folder, resolve_sample=sample_folder)
     return load_base(reference, resolve_sample=sample_folder)
+
+
+def fitting(settings: TrainingSettings, base: Base) -> TrainingSettings:
+    """The settings with lengths the base can read: defaults are cut to its position table, given ones are checked.
+
+    Raises:
+        SettingsError: a length that was asked for is longer than the position table.
+    """
+    limit = base.position_limit
+    changed = {}
+    for name in ("max_length", "block_size"):
+        wanted = getattr(settings, name)
+        if limit is None or wanted <= limit:
+            continue
+        if name in settings.model_fields_set:
+            raise SettingsError(
+                f"{name} = {wanted}, and base {base.name} reads at most {limit} tokens",
+                why="It has no positions beyond that.",
+                fix=f"{name}={limit}",
+            )
+        changed[name] = limit
+    return settings.model_copy(update=changed) if changed else settings
 
 
 def open_delta(reference: Entry | str | Path, store: Store) -> Entry:

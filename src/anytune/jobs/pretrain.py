@@ -24,7 +24,7 @@ from anytune.engine.progress import Reporter, Silent
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, total_steps, training_settings
 from anytune.errors import DataError, SettingsError
-from anytune.jobs.opening import open_base, open_domain, open_store, open_task
+from anytune.jobs.opening import fitting, open_base, open_domain, open_store, open_task
 from anytune.jobs.tune import Source, check_seeds, recipe_of
 from anytune.manifests import METRICS_NAME, BaseIdentity, DomainRecord, Manifest, Parent, run_key
 from anytune.methods import registry
@@ -104,7 +104,7 @@ def pretrain(
         raise SettingsError(f"{len(names)} names for {len(stream)} domains", fix="one name per domain, or none")
     tasks = [open_task(task) for task in apart_from]
     overlaps = {domain.name: count_overlap(domain, tasks) for domain in stream}
-    settings = training_settings(training, keep="last")
+    settings = fitting(training_settings(training, keep="last"), current)
     tokenizer = current.tokenizer()
     objective = current.anatomy.objective
     packed = [PackedDomain.of(domain, tokenizer, settings, objective) for domain in stream]
@@ -120,7 +120,8 @@ def pretrain(
             seed=seed, name=names[number] if names else f"{current.name}+{part.domain.name}",
             overlap=overlaps[part.domain.name],
             recipe=recipe_of("pretrain", base=current, domains=[part.domain], method=method, training=settings,
-                             seed=seed, names=[names[number]] if names else None, watch=list(watch),
+                             seed=seed, names=[names[number]] if names else None,
+                             watch=[one.domain for one in watched if one is not part],
                              apart_from=list(apart_from), **columns),
         )  # fmt: skip
         entry = stage.run(place, reporter or Silent())
@@ -167,7 +168,7 @@ class _Stage:
             job="pretrain", base=[self.base.identity.backbone, self.base.identity.vocabulary],
             domain=self.part.domain.content, methods=[registry.record(method).model_dump() for method in self.methods],
             training={**decides, "precision": precision}, seed=self.seed, name=self.name,
-            watched=[one.domain.content for one in self.watched],
+            watched=sorted(one.domain.content for one in self.watched),
         )  # fmt: skip
 
     def run(self, store: Store, reporter: Reporter) -> Entry:
@@ -236,7 +237,9 @@ class _Stage:
                 scores[f"{prefix}:{name}"] = {"loss": loss, "perplexity": perplexity}
         record: DomainRecord = self.part.domain.record()
         record.tokens, record.overlap = self.part.train.token_count, self.overlap
-        parents = [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest else []
+        parents = (
+            [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest and base.manifest.id else []
+        )
         manifest = Manifest(
             kind="base", name=self.name, run=key, base=base.identity, parents=parents, domains=[record],
             methods=[registry.record(method) for method in self.methods],

@@ -9,7 +9,7 @@ from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import DataError, DeltaError, StoreError
-from anytune.jobs.opening import base_of_delta, open_base, open_delta, open_store, open_task
+from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_store, open_task
 from anytune.jobs.tune import Source, check_seeds, recipe_of
 from anytune.jobs.tuning import EncodedTask, Outdated, TuningPlan, load_delta, tune_once
 from anytune.manifests import Manifest, MethodRecord
@@ -69,7 +69,7 @@ def recycle(
     check_labels(entry.manifest, data)
     moved_delta = moved(entry, old, new)
     given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
-    settings = training_settings({**_inherited(entry.manifest), **given})
+    settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new)
     tuned_by = _tune_methods(entry.manifest, tune, moved_delta)
     encoded = EncodedTask.of(data, new.tokenizer(), settings.max_length)
     entries = []

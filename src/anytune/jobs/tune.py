@@ -10,7 +10,7 @@ from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import SettingsError
-from anytune.jobs.opening import open_base, open_store, open_task
+from anytune.jobs.opening import fitting, open_base, open_store, open_task
 from anytune.jobs.tuning import EncodedTask, TuningPlan, refuse_untrained, tune_once
 from anytune.methods import registry
 from anytune.models.base import Base
@@ -64,7 +64,7 @@ def tune(
         raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")
     methods = registry.parse(method, "tune")
     refuse_untrained(methods, "tune")
-    settings = training_settings(training)
+    settings = fitting(training_settings(training), opened)
     encoded = EncodedTask.of(data, opened.tokenizer(), settings.max_length)
     entries = []
     for seed in check_seeds(seeds):
@@ -111,8 +111,9 @@ def recipe_of(job: str, *, base: Base, task: Task | None = None, **settings: Any
 
 
 def _portable(value: Any) -> Any:
-    if hasattr(value, "ref") and hasattr(value, "name"):
-        return value.ref or value.name
+    if hasattr(value, "ref") and hasattr(value, "name"):  # a domain or a task
+        plain = value.ref in (None, value.name, f"sample:{value.name}")
+        return (value.ref or value.name) if plain else {"source": value.ref, "name": value.name}
     if isinstance(value, Path):
         return value.name
     if isinstance(value, str) and value.startswith("/"):

@@ -278,7 +278,9 @@ class _Outcome:
     def manifest(self, delta: AnyDelta | None, scores: dict[str, Any]) -> Manifest:
         plan, result = self.plan, self.result
         base, task, settings = plan.base, plan.task, plan.settings
-        parents = [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest else []
+        parents = (
+            [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest and base.manifest.id else []
+        )
         if plan.outdated is not None:
             old = plan.outdated.entry.manifest
             parents.append(Parent(id=old.id, role="delta", name=old.name))

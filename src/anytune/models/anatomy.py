@@ -62,6 +62,8 @@ class Anatomy:
     extra_pretraining: tuple[str, ...] = ()
     #: endings of names that hold no learned weights
     ignored: tuple[str, ...] = ("position_ids", "token_type_ids", "rotary_emb.inv_freq")
+    #: rows of the position table that hold no position (RoBERTa kinds count from their padding id + 1)
+    position_offset: int = 0
     #: canonical name -> the canonical name it is tied to, inside the backbone
     tied: tuple[tuple[str, str], ...] = ()
     renames: tuple[tuple[str, str], ...] = LEGACY_RENAMES
@@ -166,7 +168,7 @@ _BERT_BLOCK: dict[str, Any] = {
 
 _ROWS = (
     Anatomy(model_type="bert", prefix="bert", pretraining_head=("cls",), **_BERT_BLOCK),
-    Anatomy(model_type="roberta", prefix="roberta", pretraining_head=("lm_head",), **_BERT_BLOCK),
+    Anatomy(model_type="roberta", prefix="roberta", pretraining_head=("lm_head",), position_offset=2, **_BERT_BLOCK),
     Anatomy(
         model_type="distilbert",
         prefix="distilbert",

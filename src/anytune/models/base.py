@@ -68,6 +68,12 @@ class Base:
         """``sample:NAME`` or a hub id, where the base can be had again; None for a folder."""
         return self.identity.ref
 
+    @property
+    def position_limit(self) -> int | None:
+        """The longest input in tokens, or None where the base states none."""
+        positions = getattr(self.config, "max_position_embeddings", None)
+        return positions - self.anatomy.position_offset if isinstance(positions, int) else None
+
     def tokenizer(self) -> Any:
         """The base's tokenizer.
 
