@@ -64,7 +64,7 @@ class PlainLines:
         now = time.monotonic()
         rate = (step - self._done) / max(1e-9, now - self._began)
         left = f"{_clock((self.total - step) / rate)} left" if rate > 0 else "time left unknown"
-        line = f"{self.title}: step {step}/{self.total}, {_show(values)}"
+        line = ", ".join(part for part in (f"{self.title}: step {step}/{self.total}", _show(values)) if part)
         if now - self._last < self.every:
             self._unsaid = f"{line}, {_clock(now - self._began)} taken"
             return

@@ -21,7 +21,7 @@ def stage_borders(stages: Sequence[Stage], steps: int) -> list[tuple[Stage, int,
     shares = [stage.share for stage in stages]
     if not shares or min(shares) <= 0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-6):
         raise MethodError(f"the stages' shares are {shares}", why="They must be above 0 and add up to 1.")
-    ends = [round(sum(shares[: number + 1]) * steps) for number in range(len(shares))]
+    ends = [*(round(sum(shares[:number]) * steps) for number in range(1, len(shares))), steps]
     return list(zip(stages, [0, *ends[:-1]], ends, strict=True))
 
 
