@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anytune.errors import MethodError
-from anytune.methods.objective import upcast
+from anytune.methods.protocol import upcast
 
 Reduction = Literal["batch", "element"]
 
