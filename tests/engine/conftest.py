@@ -57,14 +57,16 @@ def line():
 
 @pytest.fixture
 def fit():
-    """``fit(model, steps, **training)``: train it in fp32 under a fixed seed."""
+    """``fit(model, steps, **training)``: train in fp32 under a fixed seed; ``fit.drawn``: drawn afterwards."""
 
     def run(model, steps, *, batches=None, methods=(), evaluate=None, work=None, reporter=None, rate=0.05, **training):
         with seeded(1):
-            return train(
+            result = train(
                 model, methods=list(methods), objective=Objective(), batches=batches or Points(), steps=steps,
                 settings=training_settings({"precision": "fp32", **training}), learning_rate=rate,
                 runtime=make_runtime("fp32"), evaluate=evaluate, work=work, title="lines", reporter=reporter,
             )  # fmt: skip
+            run.drawn = torch.rand(3)
+            return result
 
     return run

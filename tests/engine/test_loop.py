@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_rate(line, f
 
 def test_no_checkpoint_is_ever_written_of_broken_weights(line, fit, tmp_path):
     with pytest.raises(TrainingError, match="nan at step 6"):
-        fit(line, 30, batches=Points(poison_at=4), work=tmp_path, checkpoint_every=3)
+        fit(line, 30, batches=Points(poison_at=4), work=tmp_path, checkpoint_every=3, evaluate_every=100)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000003"]
 
 
@@ -202,7 +202,7 @@ class TwoStages(Method):
     name = "two_stages"
 
     def __init__(self):
-        self.begun = 0
+        self.begun, self.made = 0, torch.zeros(1)
 
     def stages(self):
         return (Stage("teacher", 0.25), Stage("student", 0.75))
@@ -211,11 +211,14 @@ class TwoStages(Method):
         self.begun += 1
         return groups
 
+    def after_step(self, model):
+        self.made += 1
+
     def state_dict(self):
-        return {"begun": self.begun}
+        return {"made": self.made}
 
     def load_state_dict(self, state):
-        self.begun = state["begun"]
+        self.made = state["made"]
 
 
 def rates(folder):
@@ -242,20 +245,26 @@ class Ends(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
 @pytest.mark.parametrize("at", [1, 2, 3, 8], ids=["first stage", "border", "second stage", "last step"])
-def test_a_run_of_two_stages_resumes_in_the_same_bits_at_any_step(line, fit, tmp_path, at):
+def test_a_run_of_two_stages_resumes_in_the_same_bits_at_any_step(line, fit, tmp_path, at, keep):
     start, scores = weights(line), [0.1, 0.9, 0.2, 0.3, 0.5, 0.1, 0.0, 0.4, 0.6]
-    shared = {"accumulation": 2, "evaluate_every": 1, "keep": "best"}
+    shared = {"accumulation": 2, "evaluate_every": 1, "keep": keep}
     whole = fit(line, 8, methods=[TwoStages()], evaluate=Scripted(*scores), **shared)
-    best = weights(line)
+    ended, drawn = weights(line), fit.drawn
     line.load_state_dict(start)
     with pytest.raises(TrainingError, match=f"interrupted at step {at} of 8"):
         fit(line, 8, methods=[TwoStages()], evaluate=Scripted(*scores), work=tmp_path, reporter=Ends(at), **shared)
     line.load_state_dict({name: torch.full_like(tensor, 7.0) for name, tensor in start.items()})
-    resumed = fit(line, 8, methods=[TwoStages()], evaluate=Scripted(*scores[at + 1 :]), work=tmp_path, **shared)
-    assert same(weights(line), best), "the best weights (of step 1) come back from the checkpoint"
-    assert (resumed.best_step, resumed.steps, resumed.items) == (1, 8, whole.items)
+    method = TwoStages()
+    resumed = fit(line, 8, methods=[method], evaluate=Scripted(*scores[at + 1 :]), work=tmp_path, **shared)
+    assert same(weights(line), ended), "where the best are kept, those of step 1 come back from the checkpoint"
+    assert (resumed.best_step, resumed.steps, resumed.items) == (1 if keep == "best" else 8, 8, whole.items)
     assert [point.scores for point in resumed.curve] == [point.scores for point in whole.curve]
+    assert method.made.item() == 8
+    assert torch.equal(fit.drawn, drawn), (
+        "what is drawn after training, as in a method's finish, must be the same, too"
+    )
 
 
 def test_an_interrupt_without_a_work_folder_promises_nothing(line, fit):

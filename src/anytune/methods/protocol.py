@@ -89,7 +89,10 @@ class Method:
     suggests: ClassVar[Mapping[str, Any]] = {}
 
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
-        """Wrap, freeze or re-initialise the model before training; returns the model to train."""
+        """Wrap, freeze or re-initialise the model before training; returns the model to train.
+
+        Also called when a run goes on from a checkpoint, before ``load_state_dict``.
+        """
         return model
 
     def stages(self) -> Sequence[Stage]:
@@ -97,7 +100,11 @@ class Method:
         return (Stage(),)
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Split or change the optimizer's parameter groups (each: ``params``, ``lr``, ``weight_decay``, ``names``)."""
+        """Split or change the optimizer's parameter groups (each: ``params``, ``names``, ``lr``, ``weight_decay``).
+
+        Called as a stage begins, and again when a run goes on within it: it must depend on nothing that training
+        changes. ``names`` and ``params`` stay side by side.
+        """
         return groups
 
     def before_step(self, model: nn.Module) -> None:
