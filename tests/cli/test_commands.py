@@ -126,10 +126,21 @@ def test_predict_takes_texts_from_arguments_stdin_and_files_alike(cli, tuned, mo
     assert cli("predict", tuned["reference"], "-", "--json").out == wanted
 
 
-def test_predict_takes_pairs_from_two_columns(cli, tuned):
+def test_predict_takes_pairs_from_two_columns(cli, tuned, tiny_base):
+    rows = [
+        (f"the {word}", f"a {other}", str(number % 2))
+        for number, (word, other) in enumerate(
+            (word, other) for word in ("owl", "cat", "fox") for other in ("oak", "moss", "jade", "fern")
+        )
+    ]
+    write_rows(Path("pairs.csv"), rows * 3, header=("a", "b", "label"))
+    made = cli("tune", tiny_base, "pairs.csv", "--text", "a,b", "--steps", 2, "--max-length", 32, "--json")
+    [entry] = json.loads(made.out)
     write_rows(Path("t.csv"), [("the owl", "the oak")], header=("a", "b"))
-    [line] = cli("predict", tuned["reference"], "--file", "t.csv", "--text", "a,b", "--json").out.splitlines()
+    [line] = cli("predict", entry["reference"], "--file", "t.csv", "--text", "a,b", "--json").out.splitlines()
     assert json.loads(line)["text_pair"] == "the oak"
+    refused = cli("predict", tuned["reference"], "--file", "t.csv", "--text", "a,b")
+    assert (refused.code, "single texts" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(

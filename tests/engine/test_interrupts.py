@@ -57,6 +57,6 @@ def test_outside_the_main_thread_nothing_is_postponed():
     assert seen == [False]
 
 
-def test_an_interrupted_run_is_a_training_error_with_the_exit_code_of_ctrl_c():
+def test_an_interrupted_run_is_a_training_error_with_the_exit_code_of_what_a_user_can_go_on_with():
     assert issubclass(InterruptedRunError, TrainingError)
-    assert InterruptedRunError("x").exit_code == 130
+    assert InterruptedRunError("x").exit_code == 2

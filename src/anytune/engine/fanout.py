@@ -132,9 +132,14 @@ def run_units(
             for process in processes:
                 process.start()
         _drive(units, work, messages, processes, title, reporter)
+        for _ in processes:
+            work.put(None)  # nothing left: a worker that ends by itself cleans up after itself
+    except BaseException:
+        _end(processes, asked=False)
+        raise
     finally:
         reporter.finish()
-        _end(processes)
+        _end(processes, asked=True)
 
 
 def check_order(units: Sequence[Unit]) -> None:
@@ -174,11 +179,16 @@ def _thread_variables(threads: int) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _end(processes: Sequence[Any]) -> None:
-    """End the workers: one in the middle of a run writes its checkpoint first, if that is quick."""
+def _end(processes: Sequence[Any], *, asked: bool) -> None:
+    """See the workers out; one in the middle of a run writes its checkpoint first, if that is quick.
+
+    Args:
+        asked: they have been told that nothing is left, and end by themselves.
+    """
     started = [process for process in processes if process.pid is not None]
     for process in started:
-        process.terminate()
+        if not asked:
+            process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
     for process in started:
         process.join(timeout=max(0.0, deadline - time.monotonic()))

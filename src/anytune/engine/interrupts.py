@@ -14,9 +14,6 @@ from anytune.errors import TrainingError
 class InterruptedRunError(TrainingError):
     """The run was asked to end; if it has a work folder, its checkpoint is written and the same command goes on."""
 
-    #: what shells give a command that Ctrl-C ended
-    exit_code = 130
-
 
 @contextlib.contextmanager
 def postponed_interrupt() -> Iterator[Callable[[], bool]]:

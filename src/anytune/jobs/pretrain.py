@@ -184,7 +184,7 @@ class _Stage:
             self.part.train, settings.batch_size, derive_seed(self.seed, "order", self.part.domain.content),
             base.anatomy.objective, tokenizer, probability=settings.mask_probability,
         )  # fmt: skip
-        steps = total_steps(settings, batches.batches_per_epoch, default_epochs=1.0)
+        steps = total_steps(settings, batches.batches_per_epoch, default_epochs=1.0, world=runtime.world)
         scored = {one.domain.name: one.heldout for one in self.watched if one.heldout is not None}
         work = store.work(key)
 
@@ -197,7 +197,7 @@ class _Stage:
         def evaluate(model: nn.Module) -> Evaluation:
             found = losses(model)
             own = found.get(self.part.domain.name)
-            return Evaluation(found, own, better=-own if own is not None else 0.0)
+            return Evaluation(found, own, better=-own if own is not None else math.nan)
 
         with seeded(derive_seed(self.seed, "pretrain")):
             model, _fresh = base.pretraining_model(derive_seed(self.seed, "head"))

@@ -63,6 +63,8 @@ def tune(
     if keep not in ("weights", "scores"):
         raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")
     methods = registry.parse(method, "tune")
+    if not methods:
+        raise SettingsError("no method is given", why="An empty list trains nothing.", fix="method=full")
     refuse_untrained(methods, "tune")
     settings = fitting(training_settings(training), opened)
     encoded = EncodedTask.of(data, opened.tokenizer(), settings.max_length)

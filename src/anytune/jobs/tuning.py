@@ -27,7 +27,7 @@ from anytune.errors import DeltaError, MethodError
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent, run_key
 from anytune.methods import registry
 from anytune.methods.objective import Classification, Regression
-from anytune.methods.protocol import Method, Run
+from anytune.methods.protocol import Method, Run, overrides
 from anytune.metrics import METRICS, score
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
@@ -81,7 +81,7 @@ class TuningPlan:
     def key(self, precision: str) -> str:
         """The run key: over everything that decides the weights and scores, and nothing else."""
         decides = self.settings.model_dump()
-        # where checkpoints fall and how large evaluation batches are does not change a result
+        # where checkpoints fall changes no result
         decides = {name: value for name, value in decides.items() if name not in ("checkpoint_every",)}
         return run_key(
             job=self.job, base=[self.base.identity.backbone, self.base.identity.vocabulary], task=self.task.content,
@@ -150,7 +150,7 @@ def tune_once(
     task, base, settings = plan.task, plan.base, plan.settings
     encoded = encoded or EncodedTask.of(task, base.tokenizer(), settings.max_length)
     batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
-    steps = total_steps(settings, batches.batches_per_epoch) if plan.trains else 0
+    steps = total_steps(settings, batches.batches_per_epoch, world=runtime.world) if plan.trains else 0
     validate = evaluator(task, encoded.validation, "validation", settings.evaluate_batch_size, runtime)
     work = store.work(key)
     with seeded(derive_seed(plan.seed, "train")):
@@ -247,13 +247,8 @@ class _Outcome:
 
     def keep(self, store: Store) -> Entry:
         plan = self.plan
-        scores, logits = {}, torch.empty(0)
-        for split in ("validation", "test"):
-            score_on = evaluator(
-                plan.task, getattr(self.encoded, split), split, plan.settings.evaluate_batch_size, self.runtime
-            )
-            found, logits = score_on(self.model)
-            scores[split] = dict(found.scores)
+        on_test, logits = self.evaluate("test")
+        scores = {"validation": self.validation_scores(), "test": dict(on_test.scores)}
         self.model.cpu()
         delta = self.delta() if plan.keep == "weights" else None
         manifest = self.manifest(delta, scores)
@@ -268,6 +263,18 @@ class _Outcome:
                 shutil.copy(self.work / METRICS_NAME, folder / METRICS_NAME)
 
         return Entry(store.add(manifest, write), manifest)
+
+    def evaluate(self, split: str) -> tuple[Evaluation, Tensor]:
+        size = self.plan.settings.evaluate_batch_size
+        return evaluator(self.plan.task, getattr(self.encoded, split), split, size, self.runtime)(self.model)
+
+    def validation_scores(self) -> dict[str, float | None]:
+        """Of the weights that are kept: they stand in the curve, unless a method changed the model at the end."""
+        kept = self.result.best_step if self.plan.settings.keep == "best" else self.result.steps
+        points = [point for point in self.result.curve if point.step == kept]
+        if points and not any(overrides(method, "finish") for method in self.plan.methods):
+            return dict(points[-1].scores)
+        return dict(self.evaluate("validation")[0].scores)
 
     def delta(self) -> AnyDelta:
         """What is stored: the outdated weights as they were moved, if nothing was trained; else what training made."""
