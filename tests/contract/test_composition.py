@@ -10,8 +10,9 @@ import torch
 from anytune.errors import MethodError
 from anytune.methods import registry
 from anytune.methods.objective import Classification
-from anytune.methods.protocol import Method, Stage, StepModule, check_composition
+from anytune.methods.protocol import Method, Stage, check_composition
 from anytune.methods.registry import register
+from anytune.methods.step import StepModule
 from tests.contract.bench import Bench, equal
 
 

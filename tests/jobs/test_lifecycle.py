@@ -13,7 +13,14 @@ from anytune.jobs.opening import base_of_delta, open_base
 from anytune.jobs.tuning import load_delta
 from anytune.store import Store
 
-TRAINING = {"steps": 12, "learning_rate": 5e-3, "batch_size": 8, "precision": "fp32", "evaluate_every": 4, "max_length": 32}
+TRAINING = {
+    "steps": 12,
+    "learning_rate": 5e-3,
+    "batch_size": 8,
+    "precision": "fp32",
+    "evaluate_every": 4,
+    "max_length": 32,
+}
 PRETRAINING = {"steps": 6, "learning_rate": 1e-3, "batch_size": 4, "block_size": 32, "precision": "fp32"}
 
 
@@ -108,11 +115,13 @@ def test_the_head_is_carried_exactly_and_training_goes_on_from_it(method, tiny_b
 @pytest.mark.parametrize("method", ["full", "lora", "bitfit"])
 def test_fresh_and_recycled_runs_train_the_same_names(method, tiny_base, tiny_task, store, upgraded, monkeypatch):
     from anytune.jobs import tuning
-    from anytune.methods.protocol import trainable
+    from anytune.methods.step import trainable
 
     seen = []
     real = tuning.train
-    monkeypatch.setattr(tuning, "train", lambda model, **rest: seen.append(set(trainable(model))) or real(model, **rest))
+    monkeypatch.setattr(
+        tuning, "train", lambda model, **rest: seen.append(set(trainable(model))) or real(model, **rest)
+    )
     [entry] = anytune.tune(tiny_base, tiny_task, store=store, method=method, training=TRAINING)
     anytune.recycle(entry, "v1", store=store, method="initialize", task=tiny_task)
     assert seen[0] == seen[1]
@@ -202,7 +211,9 @@ def test_a_lora_delta_is_a_plain_peft_folder_with_equal_logits(tiny_base, tiny_t
     [entry] = anytune.tune(tiny_base, tiny_task, store=store, method="lora", training=TRAINING)
     folder = anytune.export(entry, tmp_path / "adapter", store=store)
     torch.manual_seed(99)  # a pooler of its own: it must be replaced by the saved one
-    plain = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=3), folder)
+    plain = PeftModel.from_pretrained(
+        AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=3), folder
+    )
     model, tokenizer = anytune.load(entry, store=store)
     inputs = tokenizer("some moss by the jade", return_tensors="pt")
     with torch.no_grad():
@@ -225,7 +236,11 @@ def test_an_adapter_made_by_peft_alone_is_imported_and_recycled(tiny_base, tiny_
                 parameter.normal_(std=0.1)
     model.save_pretrained(tmp_path / "shelf" / "things")
     entry = import_adapter(
-        store, tmp_path / "shelf" / "things", open_base(tiny_base), task="things", label_names=["animal", "plant", "stone"]
+        store,
+        tmp_path / "shelf" / "things",
+        open_base(tiny_base),
+        task="things",
+        label_names=["animal", "plant", "stone"],
     )
     assert any("pooler" in note for note in entry.manifest.notes), "PEFT alone lost the fresh pooler: it must say so"
     [moved] = anytune.recycle(entry, "v1", store=store, method="initialize", task=tiny_task, training=TRAINING)

@@ -7,7 +7,8 @@ import torch
 
 from anytune.errors import MethodError
 from anytune.methods import protocol
-from anytune.methods.protocol import Method, StepModule, overrides, total, trainable, upcast
+from anytune.methods.protocol import Method, overrides
+from anytune.methods.step import StepModule, total, trainable, upcast
 
 
 class Quiet(Method):

@@ -34,7 +34,8 @@ from anytune.engine.settings import TrainingSettings, learning_rate_share
 from anytune.engine.stages import default_groups, moments, restore_moments, stage_borders
 from anytune.errors import MethodError, TrainingError
 from anytune.manifests import METRICS_NAME, CurvePoint
-from anytune.methods.protocol import Batch, Method, Stage, StepModule, overrides, total, trainable
+from anytune.methods.protocol import Batch, Method, Stage, overrides
+from anytune.methods.step import StepModule, total, trainable
 
 #: Steps between looks at the loss: each look waits for the device once.
 LOG_EVERY = 10

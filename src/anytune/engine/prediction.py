@@ -14,7 +14,7 @@ from torch.nn import functional
 from anytune.engine.loop import Evaluation
 from anytune.engine.runtime import Runtime
 from anytune.methods.objective import LanguageModelling, model_inputs
-from anytune.methods.protocol import upcast
+from anytune.methods.step import upcast
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn, optim
 
 from anytune.errors import MethodError
-from anytune.methods.protocol import Stage, trainable
+from anytune.methods.protocol import Stage
+from anytune.methods.step import trainable
 
 
 def stage_borders(stages: Sequence[Stage], steps: int) -> list[tuple[Stage, int, int]]:

@@ -62,7 +62,7 @@ class Scale:
         """Training settings of a tuning run; ``times`` its steps."""
         return {
             "steps": self.steps * times, "learning_rate": self.learning_rate, "batch_size": self.batch_size,
-            "max_length": 64, "evaluate_every": max(1, self.steps // 6), "precision": "fp32",
+            "max_length": 64, "evaluate_every": max(1, self.steps // 6), "precision": "auto",
         }  # fmt: skip
 
     def pretraining(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Scale:
 
 
 SCALES = {
-    ("bert-tiny", False): Scale(150, 300, 800, (0, 1, 2), 1e-3, 5e-4),
+    ("bert-tiny", False): Scale(120, 240, 800, (0, 1, 2), 1e-3, 5e-4),
     ("bert-tiny", True): Scale(75, 60, 400, (0,), 1e-3, 5e-4),
     ("minilm-l6", False): Scale(120, 200, 1000, (0, 1, 2), 1e-4, 1e-4),
     ("minilm-l6", True): Scale(40, 40, 500, (0,), 1e-4, 1e-4),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from anytune.errors import MethodError
-from anytune.methods.protocol import upcast
+from anytune.methods.step import upcast
 
 Reduction = Literal["batch", "element"]
 

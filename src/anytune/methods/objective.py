@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anytune.methods.protocol import Batch, Terms, upcast
+from anytune.methods.protocol import Batch, Terms
+from anytune.methods.step import upcast
 from anytune.models.anatomy import Anatomy
 from anytune.models.language_modelling import language_model_loss
 

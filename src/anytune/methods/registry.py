@@ -6,6 +6,7 @@ imported, so that listing names costs nothing.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -48,8 +49,8 @@ def names(room: str | None = None) -> list[str]:
     return [f"{one}/{name}" for one, name in found if not name.startswith("_")]
 
 
-def get(name: str, room: str | None = None) -> type[Method]:
-    """The class of a method, by ``tune/full`` or, where that is unique, ``full``.
+def full_name(name: str, room: str | None = None) -> str:
+    """``room/name`` of a method given so or, where that is unique, by its name alone.
 
     Raises:
         MethodError: unknown (suggests the near one) or in several rooms.
@@ -61,7 +62,16 @@ def get(name: str, room: str | None = None) -> type[Method]:
         raise unknown(f"{room + ' ' if room else ''}method", name, choices, MethodError)
     if len(found) > 1:
         raise MethodError(f"'{name}' is the name of several methods", fix=f"one of {', '.join(found)}")
-    module = importlib.import_module(f"anytune.methods.{found[0].replace('/', '.')}")
+    return found[0]
+
+
+def get(name: str, room: str | None = None) -> type[Method]:
+    """The class of a method, by ``tune/full`` or, where that is unique, ``full``.
+
+    Raises:
+        MethodError: unknown (suggests the near one) or in several rooms.
+    """
+    module = importlib.import_module(f"anytune.methods.{full_name(name, room).replace('/', '.')}")
     classes = [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
@@ -111,8 +121,13 @@ def record(method: Method) -> MethodRecord:
 
 
 def card(name: str) -> str:
-    """The method's card: the docstring its file opens with."""
-    return inspect.getdoc(importlib.import_module(get(name).__module__)) or ""
+    """The method's card: the docstring its file opens with, read without running the file.
+
+    Raises:
+        MethodError: unknown method.
+    """
+    path = (Path(__file__).parent / full_name(name)).with_suffix(".py")
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 @dataclasses.dataclass(frozen=True)
