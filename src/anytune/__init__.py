@@ -19,7 +19,7 @@ from anytune._version import __version__
 if TYPE_CHECKING:
     from anytune.data.domains import load_domain as load_domain
     from anytune.data.tasks import load_task as load_task
-    from anytune.jobs.load import evaluate as score
+    from anytune.jobs.load import evaluate as score  # noqa: F401
     from anytune.jobs.load import export as export
     from anytune.jobs.load import load as load
     from anytune.jobs.load import merge as merge
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from anytune.jobs.pretrain import pretrain as pretrain
     from anytune.jobs.recipes import run as run
     from anytune.jobs.recycle import recycle as recycle
-    from anytune.jobs.report import report as write_report
+    from anytune.jobs.report import report as write_report  # noqa: F401
     from anytune.jobs.tune import tune as tune
     from anytune.store import Store as Store
 
