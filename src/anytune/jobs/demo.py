@@ -25,11 +25,13 @@ from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recycle import recycle
 from anytune.jobs.report import report
 from anytune.jobs.tune import tune
-from anytune.jobs.warm import WARMINGS, warmed
+from anytune.jobs.warm import WARMINGS, warmed, warmed_folder
 from anytune.report import read_store
 from anytune.store import Store
 
-STEPS_PER_SECOND = {"bert-tiny": 40.0, "minilm-l6": 2.5}
+#: Of one process on one core of a server of 2023, for the estimate that is printed first.
+STEPS_PER_SECOND = {"bert-tiny": 20.0, "minilm-l6": 1.5}
+WARMING_STEPS_PER_SECOND = 1.2
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,10 @@ def demo(
     began = time.monotonic()
     store = Store(Path(folder) / "store")
     parts = gather(tell)
-    warm = model in WARMINGS
     plan = units(parts, scale, str(store.folder))
     count = worker_count(len(plan), workers)
-    tell.say(estimate(model, plan, count, warm))
-    base = warmed(model, tell=tell) if warm else open_base(f"sample:{model}")
+    tell.say(estimate(model, plan, count))
+    base = warmed(model, tell=tell) if model in WARMINGS else open_base(f"sample:{model}")
     add_base(base, store=store, name="v0")
     run_units(plan, title="demo", reporter=tell, workers=count)
     page = report(store, Path(folder) / "report.html")
@@ -147,14 +148,18 @@ def gather(tell: Reporter) -> list[Part]:
     return parts
 
 
-def estimate(model: str, plan: Sequence[Unit], workers: int, warm: bool) -> str:
-    """What is about to happen and about how long it takes, in a sentence."""
+def estimate(model: str, plan: Sequence[Unit], workers: int) -> str:
+    """What is about to happen and about how long it takes, in a sentence or two."""
     steps = sum(unit.steps for unit in plan)
-    seconds = steps / STEPS_PER_SECOND[model] / workers * 1.3 + 15
-    first = f"after a warming of {WARMINGS[model].steps} steps (once, kept in the cache) " if warm else ""
-    return (
-        f"{len(plan)} jobs with {steps:,} steps on {model} in {workers} processes, {first}about {seconds / 60:.0f} min"
-    )
+    minutes = (steps / STEPS_PER_SECOND[model] / workers + 15) / 60
+    said = f"{len(plan)} jobs with {steps:,} steps on {model} in {workers} processes: about {minutes:.0f} min"
+    if model in WARMINGS and not warmed_folder(model).exists():
+        first = WARMINGS[model].steps
+        said += (
+            f". First {model} is warmed for masked language modelling, {first} steps: about "
+            f"{first / WARMING_STEPS_PER_SECOND / 60:.0f} min, once, then kept in the cache"
+        )
+    return said
 
 
 def units(parts: Sequence[Part], scale: Scale, store: str) -> list[Unit]:

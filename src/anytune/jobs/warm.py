@@ -99,6 +99,11 @@ def mix(domains: Sequence[Domain], name: str) -> Domain:
     )
 
 
+def warmed_folder(sample: str, recipe: Warming | None = None) -> Path:
+    """Where the warmed base of a sample is kept; it exists once it has been made."""
+    return cache_folder() / "warmed" / f"{sample}-{(recipe or WARMINGS[sample]).steps}"
+
+
 def warmed(sample: str, *, tell: Reporter | None = None, steps: int | None = None) -> Base:
     """The warmed base of a sample, from the cache or made now.
 
@@ -111,7 +116,7 @@ def warmed(sample: str, *, tell: Reporter | None = None, steps: int | None = Non
     if sample not in WARMINGS:
         raise unknown("warming", sample, WARMINGS)
     recipe = WARMINGS[sample] if steps is None else Warming(**{**vars(WARMINGS[sample]), "steps": steps})
-    final = cache_folder() / "warmed" / f"{sample}-{recipe.steps}"
+    final = warmed_folder(sample, recipe)
     if not final.exists():
         store = Store(cache_folder() / "warming")
         base = load_base(f"sample:{sample}", resolve_sample=sample_folder)
