@@ -15,7 +15,7 @@ import pytest
 from safetensors import SafetensorError
 
 from anytune.errors import StoreError
-from anytune.manifests import MANIFEST_NAME, Manifest, read_manifest
+from anytune.manifests import MANIFEST_NAME, Manifest, TaskRecord, read_manifest
 from anytune.store import Entry, Store, folders
 from tests.store.conftest import base_manifest, delta_manifest, parent, put, writing
 
@@ -519,3 +519,15 @@ def test_only_what_is_in_the_store_is_removed(store, tmp_path):
     with pytest.raises(StoreError, match="not in the store"):
         store.remove(store.get(outside))
     assert outside.exists()
+
+
+def test_deltas_are_found_by_their_score_and_errors_count_the_other_way(store):
+    put(store, base_manifest())
+    good = put(store, delta_manifest("good", score=0.9), b"good")
+    put(store, delta_manifest("poor", score=0.4), b"poor")
+    small = delta_manifest("small", score=0.3, task=TaskRecord(name="price", kind="regression", metric="mse"))
+    small.scores = {"validation": {"mse": 0.3}}
+    error = put(store, small, b"small")
+    assert {entry.name for entry in store.find("delta", score=0.8)} == {good.name, error.name}
+    assert [entry.name for entry in store.find("delta", task="price", score=0.2)] == []
+    assert store.find("base", score=0.1) == []

@@ -33,13 +33,16 @@ def list_(
     base: Annotated[str | None, typer.Option(help="Only what belongs to this base.")] = None,
     method: Annotated[str | None, typer.Option(help="Only what was made by this method.")] = None,
     seed: Annotated[int | None, typer.Option(help="Only this seed.")] = None,
+    score: Annotated[
+        float | None, typer.Option(help="Only deltas at least this good on validation, in their own metric.")
+    ] = None,
     tag: options.Tag = None,
     store: options.Store = None,
     json: options.Json = False,
 ) -> None:
     """List bases and deltas, oldest first.
 
-    Example: anytune store list --kind delta --task reviews
+    Example: anytune store list --kind delta --task reviews --score 0.8
     """
     from anytune.errors import StoreError, unknown
     from anytune.store import describe
@@ -47,14 +50,15 @@ def list_(
     if kind is not None and kind not in ("base", "delta"):
         raise unknown("kind", kind, ("base", "delta"), StoreError)
     place = opened(store)
-    rows = describe.rows(place.find(kind, task=task, base=base, method=method, seed=seed, tags=values.tags(tag or [])))
+    found = place.find(kind, task=task, base=base, method=method, seed=seed, tags=values.tags(tag or []), score=score)
+    rows = describe.rows(found)
     for folder, problem in place.problems():
         print(f"warning: {folder.name}: {problem.splitlines()[0]}", file=sys.stderr)
     if json:
         show.print_json(rows)
         return
     if not rows:
-        print("nothing there" if kind is task is base is method is seed is tag is None else "nothing fits")
+        print("nothing there" if kind is task is base is method is seed is tag is score is None else "nothing fits")
         return
     columns = ["reference", "kind", "task", "base", "method", "seed", "metric", "score"]
     show.print_table([*columns, "size"], [[*(row[key] for key in columns), show.size(row["bytes"])] for row in rows])

@@ -74,8 +74,6 @@ def best(entries: Iterable[Entry], split: str = "validation", metric: str | None
     Raises:
         StoreError: none has that score, or (with no ``metric``) the entries are of different metrics.
     """
-    from anytune.metrics import METRICS  # here: numpy takes longer to import than a store to list
-
     candidates = list(entries)
     metrics = {metric} if metric else {name for entry in candidates if (name := entry.main_metric())}
     if len(metrics) > 1:
@@ -95,9 +93,21 @@ def best(entries: Iterable[Entry], split: str = "validation", metric: str | None
             why=f"Known scores: {', '.join(have) or 'none'}.",
             fix="anytune evaluate",
         )
-    lower = chosen in LOWER_IS_BETTER or (chosen in METRICS and not METRICS[chosen].higher_is_better)
-    sign = -1.0 if lower else 1.0
-    return max(scored, key=lambda pair: sign * pair[0])[1]  # max keeps the first of equals
+    return max(scored, key=lambda pair: goodness(chosen, pair[0]))[1]  # max keeps the first of equals
+
+
+def goodness(metric: str | None, score: float) -> float:
+    """A score as a number that is larger for the better: its negative for losses and errors."""
+    from anytune.metrics import METRICS  # here: numpy takes longer to import than a store to list
+
+    lower = metric in LOWER_IS_BETTER or (metric in METRICS and not METRICS[metric].higher_is_better)
+    return -score if lower else score
+
+
+def at_least(entry: Entry, least: float) -> bool:
+    """Whether a delta's validation score in its own metric is ``least`` or better; False where it has none."""
+    metric, score = entry.main_metric(), entry.score()
+    return score is not None and goodness(metric, score) >= goodness(metric, least)
 
 
 def matching(entries: Sequence[Entry], reference: str) -> list[Entry]:

@@ -183,6 +183,7 @@ class Store:
         tags: Mapping[str, str] | None = None,
         run: str | None = None,
         form: str | None = None,
+        score: float | None = None,
     ) -> list[Entry]:
         """Artefacts that fit every filter given, oldest first (then by name).
 
@@ -196,12 +197,14 @@ class Store:
             tags: tags it must have, with these values.
             run: run key.
             form: "full", "peft" or "scores".
+            score: at least this good on validation, in the metric of its task (at most this, for an error metric).
         """
         entries = self._entries(kind)
         wanted = search.Wanted(
             task=task, base=base, method=method, seed=seed, tags=dict(tags or {}), run=run, form=form
         )
-        return [entry for entry in entries if wanted.fits(entry.manifest)]
+        found = [entry for entry in entries if wanted.fits(entry.manifest)]
+        return found if score is None else [entry for entry in found if search.at_least(entry, score)]
 
     def best(self, entries: Iterable[Entry], split: str = "validation", metric: str | None = None) -> Entry:
         """The entry with the best score; the earliest of equals. See ``search.best``."""
