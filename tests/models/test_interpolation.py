@@ -79,3 +79,26 @@ def test_models_that_do_not_match_are_refused_with_the_names():
         interpolate(first, {**second, "weight": torch.zeros(2, 2)}, 0.5)
     with pytest.raises(DeltaError, match=r"x = 1\.5"):
         interpolate(first, second, 1.5)
+
+
+def test_the_ends_of_a_path_between_models_have_the_models_own_losses(tiny_base, other_base):
+    from anytune.models.base import load_base
+
+    bases = [load_base(tiny_base), load_base(other_base)]
+    models = [base.task_model("classification", ["a", "b", "c"], seed)[0] for seed, base in enumerate(bases)]
+    ids = torch.arange(5, 45).reshape(4, 10)
+    labels = torch.tensor([0, 1, 2, 0])
+
+    def loss(model) -> float:
+        with torch.no_grad():
+            return model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.item()
+
+    own = [loss(model) for model in models]
+    first, second = ({name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models)
+    losses = []
+    for x in grid():
+        models[0].load_state_dict(interpolate(first, second, x))
+        losses.append(loss(models[0]))
+    assert (losses[0], losses[-1]) == (own[0], own[1])
+    assert barrier(losses) >= 0.0
+    assert barrier([own[0]] * len(grid())) == 0.0
