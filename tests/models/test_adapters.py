@@ -406,3 +406,45 @@ def test_an_adapter_moved_to_an_upgrade_keeps_its_head_and_answers_there(make_ba
     moved.save(tmp_path / "moved", new.identity)
     stored = load_file(tmp_path / "moved" / ADAPTER_FILE)
     assert equal_bits(stored, adapter.tensors)
+
+
+def attached(base, delta, batch):
+    model, _ = task_model(base)
+    return logits(delta.attach(model), batch)
+
+
+def test_a_scaled_lora_is_the_base_at_0_itself_at_1_and_half_the_difference_at_a_half(make_base, batch):
+    base = make_base()
+    peft_model, _ = tuned_lora(base)
+    delta = AdapterDelta.from_model(peft_model, base.identity)
+    scaled = {scale: delta.scaled(scale, base.tensors(), base.anatomy) for scale in (0.0, 0.5, 1.0)}
+    assert torch.equal(attached(base, scaled[1.0], batch), attached(base, delta, batch))
+    merged = {scale: merge(one.attach(task_model(base)[0])).state_dict() for scale, one in scaled.items()}
+    name = next(name for name in merged[1.0] if name.endswith("query.weight"))
+    before = task_model(base)[0].state_dict()[name]
+    assert torch.equal(merged[0.0][name], before)
+    half, whole = merged[0.5][name] - before, merged[1.0][name] - before
+    torch.testing.assert_close(half, whole / 2, rtol=1e-4, atol=1e-7)
+    heads = [{name: tensor for name, tensor in state.items() if "classifier" in name} for state in merged.values()]
+    assert heads[0]
+    assert all(equal_bits(head, heads[0]) for head in heads)
+
+
+def test_absolute_copies_in_a_scaled_lora_move_between_base_and_copy(make_base):
+    base = make_base()
+    name = "embeddings.LayerNorm.weight"
+    peft_model = made_by_peft_alone(base, modules_to_save=["classifier", "embeddings.LayerNorm"])
+    delta = AdapterDelta.from_model(peft_model, base.identity)
+    [stored] = [key for key, bare in delta.absolute_copies(base.tensors(), base.anatomy).items() if bare == name]
+    at = {scale: delta.scaled(scale, base.tensors(), base.anatomy).tensors[stored] for scale in (0.0, 1.0)}
+    assert same_bits(at[1.0], delta.tensors[stored]).all()
+    assert same_bits(at[0.0], base.tensors()[name]).all()
+
+
+def test_what_cannot_be_scaled_is_refused(make_base):
+    base = make_base()
+    delta = AdapterDelta.from_model(tuned_lora(base)[0], base.identity)
+    with pytest.raises(DeltaError, match="nan"):
+        delta.scaled(float("nan"), base.tensors(), base.anatomy)
+    with pytest.raises(DeltaError, match="IA3"):
+        AdapterDelta({**delta.config, "peft_type": "IA3"}, delta.tensors).scaled(0.5, base.tensors(), base.anatomy)

@@ -10,6 +10,7 @@ base, instead of overwriting the new base with the old one.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,6 +192,36 @@ class AdapterDelta:
                 )
             moved[name] = move_copy(copy, old, new_base[bare])
         return AdapterDelta(dict(self.config), moved)
+
+    def scaled(self, scale: float, base: Mapping[str, Tensor], anatomy: Anatomy) -> AdapterDelta:
+        """This LoRA with its difference multiplied by ``scale``; the head stays as it is.
+
+        The matrices keep their bits: ``alpha`` carries the factor. Absolute copies of base weights become
+        ``base + scale * (copy - base)``, in fp64 and rounded once. With ``scale`` 1 nothing changes.
+
+        Args:
+            scale: 0 leaves the base with the head, 1 the adapter as it is.
+            base: canonical name -> tensor of the base it belongs to.
+            anatomy: of the model's kind.
+
+        Raises:
+            DeltaError: the adapter is no LoRA, or ``scale`` is not finite.
+        """
+        if self.config.get("peft_type") != "LORA" or self.config.get("use_dora"):
+            raise DeltaError(
+                f"a {self.config.get('peft_type')} adapter cannot be scaled",
+                why="Only LoRA's difference is a product with a factor of its own.",
+            )
+        if not math.isfinite(scale):
+            raise DeltaError(f"scale = {scale}", fix="a number, such as 0.5")
+        config = {**self.config, "lora_alpha": self.config.get("lora_alpha", 8) * scale}
+        config["alpha_pattern"] = {name: alpha * scale for name, alpha in (config.get("alpha_pattern") or {}).items()}
+        tensors = dict(self.tensors)
+        if scale != 1:
+            for name, bare in self.absolute_copies(base, anatomy).items():
+                step = tensors[name].double() - base[bare].double()
+                tensors[name] = arithmetic.add(base[bare], step, tensors[name].dtype, scale)
+        return AdapterDelta(config, tensors)
 
     def why_not_movable(self) -> str:
         """Why this adapter cannot be put onto another base; empty where it can."""
