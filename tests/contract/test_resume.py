@@ -141,3 +141,27 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uncut_one(bench: Bench, monkeypa
     cut = bench.job("tune/full", store, **TRAINING)
     assert logged(cut) == logged(whole)
     assert [line["step"] for line in logged(cut)] == [0, 4, 4, 8, 8]
+
+
+def test_a_resumed_run_goes_on_with_the_threads_it_was_begun_with_and_leaves_them_as_they_were(
+    bench: Bench, uncut, monkeypatch
+):
+    import torch
+
+    seen = []
+    real = ExampleBatches.batch
+    kill_at(monkeypatch, [9])
+    store = bench.store("threads")
+    with pytest.raises(Killed):
+        bench.job("tune/full", store, **TRAINING)
+    monkeypatch.setattr(
+        ExampleBatches, "batch", lambda self, step: seen.append(torch.get_num_threads()) or real(self, step)
+    )
+    torch.set_num_threads(2)
+    try:
+        resumed = bench.job("tune/full", store, **TRAINING).manifest
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert resumed.files["delta.safetensors"] == uncut("tune/full").files["delta.safetensors"]

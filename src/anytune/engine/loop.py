@@ -150,6 +150,14 @@ class _Loop:
     # ------------------------------------------------------------------ the run
 
     def run(self) -> TrainingResult:
+        threads = torch.get_num_threads()
+        try:
+            return self._run()
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+
+    def _run(self) -> TrainingResult:
         resumed = load_checkpoint(self.work) if self.work else None
         if resumed is not None:
             self._restore(resumed)
@@ -364,10 +372,15 @@ class _Loop:
             "best_step": result.best_step, "best_value": self.best_value if math.isfinite(self.best_value) else None,
             "curve": [point.model_dump() for point in result.curve], "looked": self.looked,
         }  # fmt: skip
+        values["threads"] = torch.get_num_threads()
         return Snapshot(self.step, tensors, values)
 
     def _restore(self, saved: Snapshot) -> None:
         self.step = saved.step
+        threads = saved.values["threads"]
+        if threads != torch.get_num_threads():  # sums are split by threads: another count, other bits
+            self.reporter.say(f"{self.title}: going on with {threads} threads, as it was begun")
+            torch.set_num_threads(threads)
         self._load(join_state("model", saved.tensors, {}))
         self.best = join_state("best", saved.tensors, {}) or None
         self.summed.copy_(saved.tensors["window/summed"])
