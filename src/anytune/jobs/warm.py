@@ -65,7 +65,7 @@ class Warming:
         }  # fmt: skip
 
 
-#: sample -> recipe. Rates from a short comparison on held-out Brown (two or three rates each).
+#: sample -> recipe. Rates from earlier single trials on these weights (5e-4; body 2e-4 with a fresh head at 1e-3).
 WARMINGS = {
     "bert-tiny-splade": Warming(steps=4000, learning_rate=5e-4, head_rate=1.0),
     "minilm-l6": Warming(steps=800, learning_rate=2e-4, head_rate=5.0),
