@@ -136,6 +136,8 @@ def test_predict_takes_pairs_from_two_columns(cli, tuned, tiny_base):
     write_rows(Path("pairs.csv"), rows * 3, header=("a", "b", "label"))
     made = cli("tune", tiny_base, "pairs.csv", "--text", "a,b", "--steps", 2, "--max-length", 32, "--json")
     [entry] = json.loads(made.out)
+    advised = cli("tune", tiny_base, "pairs.csv", "--text", "a,b", "--steps", 2, "--max-length", 32).out
+    assert f"next: anytune predict {entry['reference']} --file FILE --text a,b" in advised
     write_rows(Path("t.csv"), [("the owl", "the oak")], header=("a", "b"))
     [line] = cli("predict", entry["reference"], "--file", "t.csv", "--text", "a,b", "--json").out.splitlines()
     assert json.loads(line)["text_pair"] == "the oak"

@@ -86,4 +86,4 @@ def recycle(
         return
     show.print_runs(entries)
     if keep == "weights":
-        print(f'\nnext: anytune predict {entries[0].reference} "some text"{show.in_store(store)}')
+        print(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")

@@ -164,3 +164,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not abs(value) < float("inf") else value
+
+
+def predicting(entry: Any) -> str:
+    """The command that predicts with a delta, for single texts or for pairs as it was tuned."""
+    columns = entry.manifest.task.text_columns if entry.manifest.task else []
+    if len(columns) == 2:
+        return f"anytune predict {entry.reference} --file FILE --text {','.join(columns)}"
+    return f'anytune predict {entry.reference} "some text"'

@@ -151,7 +151,7 @@ def import_(
     show.print_table(
         ["reference", "labels"], [[entry.reference, len(entry.manifest.label_names)] for entry in entries]
     )
-    print(f'\nnext: anytune predict {entries[0].reference} "some text"{show.in_store(store)}')
+    print(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")
 
 
 def remove(
