@@ -293,6 +293,14 @@ def test_the_recipe_of_a_stage_in_the_middle_of_a_stream_finds_that_stage(tiny_b
     assert again.folder == stages[1].folder
 
 
+def test_a_stream_has_domains_and_each_a_name_of_its_own(tiny_base, tiny_domain, store):
+    with pytest.raises(DataError, match="are called 'walks'"):
+        anytune.pretrain(tiny_base, [tiny_domain, tiny_domain], store=store, training=PRETRAINING)
+    with pytest.raises(DataError, match="without domains"):
+        anytune.pretrain(tiny_base, [], store=store, training=PRETRAINING)
+    assert store.find() == []
+
+
 def test_scores_only_runs_keep_no_weights_and_say_so_when_loaded(tiny_base, tiny_task, store):
     [entry] = anytune.tune(tiny_base, tiny_task, store=store, training=TRAINING, keep="scores")
     assert entry.manifest.form == "scores"

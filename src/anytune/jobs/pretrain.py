@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from anytune.data.batches import BlockBatches, heldout_batches
-from anytune.data.domains import Domain
+from anytune.data.domains import Domain, load_stream
 from anytune.data.packing import Blocks, pack
 from anytune.data.samples import cache_folder
 from anytune.data.separation import overlap
@@ -96,10 +96,8 @@ def pretrain(
     place = open_store(store)
     current = open_base(base, place)
     sources = [domains] if isinstance(domains, str | Path | Domain | Mapping) else list(domains)
-    stream = [open_domain(source, **columns) for source in sources]
+    stream = load_stream([open_domain(source, **columns) for source in sources])
     check_seeds([seed])
-    if not stream:
-        raise SettingsError("no domain is given", fix="anytune pretrain BASE DOMAIN [DOMAIN ...]")
     if names is not None and len(names) != len(stream):
         raise SettingsError(f"{len(names)} names for {len(stream)} domains", fix="one name per domain, or none")
     tasks = [open_task(task) for task in apart_from]
