@@ -47,7 +47,7 @@ def test_every_hook_does_nothing_by_default():
     assert method.objective(model, batch, None, terms := {}) is terms
     assert [stage.share for stage in method.stages()] == [1.0]
     assert method.before_step(model) is method.after_backward(model) is method.after_step(model) is None
-    assert (method.state_dict(), method.carry_state(), method.load_state_dict({})) == ({}, {}, None)
+    assert (method.state_dict(), method.load_state_dict({})) == ({}, None)
     hooks = [name for name, _ in inspect.getmembers(Method, inspect.isfunction)]
     assert [hook for hook in hooks if overrides(method, hook)] == []
 
@@ -56,7 +56,7 @@ def test_the_text_of_the_protocol_names_every_hook():
     text = protocol.__doc__
     for name, hook in inspect.getmembers(Method, inspect.isfunction):
         assert hook.__doc__
-        if name not in ("state_dict", "load_state_dict", "carry_state"):
+        if name not in ("state_dict", "load_state_dict"):
             assert f"method.{name}(" in text, name
 
 

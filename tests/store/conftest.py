@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anytune.manifests import BaseIdentity, Manifest, MethodRecord, Parent, TaskRecord
+from anytune.manifests import MANIFEST_NAME, BaseIdentity, Manifest, MethodRecord, Parent, TaskRecord
 from anytune.store import Entry, Store
 
 
@@ -50,3 +50,9 @@ def parent(entry: Entry) -> Parent:
 @pytest.fixture
 def store(tmp_path) -> Store:
     return Store(tmp_path / "store")
+
+
+def rewrite(entry: Entry, **fields) -> None:
+    (entry.folder / MANIFEST_NAME).write_text(
+        Manifest.model_validate({**entry.manifest.model_dump(), **fields}).model_dump_json()
+    )

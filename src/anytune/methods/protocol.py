@@ -16,7 +16,7 @@ The loop calls them in this order (``engine/loop.py`` is this text as code)::
                 method.after_backward(model)            # gradients complete and reduced, before clipping
                 clip; optimizer.step()
                 method.after_step(model)
-    model = method.finish(model, run)                   # unwrap, keep what the next domain needs
+    model = method.finish(model, run)                   # unwrap, restore what was changed
 
 Two rules keep methods composable and correct. All state lives in the method object, never in a module, a class or a
 global. And a loss term is a *mean over the items of its micro-batch* (examples, or scored tokens): the loop weights
@@ -26,7 +26,7 @@ micro-batches by their share of the step's items, so that accumulating k batches
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from anytune.errors import MethodError
@@ -64,10 +64,6 @@ class Run:
     head_names: Sequence[str] = ()
     #: recycle methods only: puts the outdated weights, already moved to this base, into the model; may wrap it (PEFT)
     install_outdated: Callable[[nn.Module], nn.Module] | None = None
-    #: ``pass_over(fn)`` calls ``fn(batch)`` for one epoch of training batches, in evaluation order
-    pass_over: Callable[[Callable[[Batch], None]], None] | None = None
-    #: a place for what is costly to compute and may be computed again
-    cache: dict[str, Any] = field(default_factory=dict)
 
 
 class Method:
@@ -137,10 +133,6 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what ``state_dict`` gave."""
-
-    def carry_state(self) -> dict[str, Tensor]:
-        """Tensors the next domain needs (a Fisher, a replay buffer), stored with the base."""
-        return {}
 
 
 def overrides(method: Method, hook: str) -> bool:
