@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anytune.errors import SettingsError, nearest
 
+#: Training settings that change no result: run keys leave them out, so a run that goes on may change them.
+RESULTLESS = ("checkpoint_every", "checkpoints_kept")
+
 
 class TrainingSettings(BaseModel):
     """How long, how large, how fast: everything of training that is not the method.
@@ -35,7 +38,13 @@ class TrainingSettings(BaseModel):
     evaluate_batch_size: int = Field(64, gt=0, description="examples per batch in evaluation")
     keep: Literal["best", "last"] = Field("best", description="weights kept: best on validation, or the last")
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; default: one a minute")
+    checkpoints_kept: int = Field(2, gt=0, le=100, description="newest checkpoints that stay; older ones are dropped")
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden (masked language modelling)")
+
+
+def decisive(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings that decide a run's result: all but :data:`RESULTLESS`."""
+    return {name: value for name, value in settings.model_dump().items() if name not in RESULTLESS}
 
 
 def training_settings(values: Mapping[str, Any] | TrainingSettings | None, **defaults: Any) -> TrainingSettings:

@@ -22,7 +22,7 @@ from anytune.engine.loop import Evaluation, TrainingResult, train
 from anytune.engine.prediction import language_loss
 from anytune.engine.progress import Reporter, Silent
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
-from anytune.engine.settings import TrainingSettings, total_steps, training_settings
+from anytune.engine.settings import TrainingSettings, decisive, total_steps, training_settings
 from anytune.errors import DataError, SettingsError
 from anytune.jobs.opening import fitting, open_base, open_domain, open_store, open_task
 from anytune.jobs.tune import Source, check_seeds, recipe_of
@@ -161,11 +161,10 @@ class _Stage:
     recipe: dict[str, Any]
 
     def key(self, precision: str) -> str:
-        decides = {key: value for key, value in self.settings.model_dump().items() if key != "checkpoint_every"}
         return run_key(
             job="pretrain", base=[self.base.identity.backbone, self.base.identity.vocabulary],
             domain=self.part.domain.content, methods=[registry.record(method).model_dump() for method in self.methods],
-            training={**decides, "precision": precision}, seed=self.seed, name=self.name,
+            training={**decisive(self.settings), "precision": precision}, seed=self.seed, name=self.name,
             watched=sorted(one.domain.content for one in self.watched),
         )  # fmt: skip
 

@@ -22,7 +22,7 @@ from anytune.engine.loop import Evaluation, TrainingResult, train
 from anytune.engine.prediction import predict_logits, task_evaluation
 from anytune.engine.progress import Reporter, Silent
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
-from anytune.engine.settings import TrainingSettings, total_steps
+from anytune.engine.settings import TrainingSettings, decisive, total_steps
 from anytune.errors import DeltaError, MethodError
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent, run_key
 from anytune.methods import registry
@@ -80,13 +80,10 @@ class TuningPlan:
 
     def key(self, precision: str) -> str:
         """The run key: over everything that decides the weights and scores, and nothing else."""
-        decides = self.settings.model_dump()
-        # where checkpoints fall changes no result
-        decides = {name: value for name, value in decides.items() if name not in ("checkpoint_every",)}
         return run_key(
             job=self.job, base=[self.base.identity.backbone, self.base.identity.vocabulary], task=self.task.content,
             methods=[registry.record(method).model_dump() for method in self.methods],
-            training={**decides, "precision": precision}, seed=self.seed,
+            training={**decisive(self.settings), "precision": precision}, seed=self.seed,
             outdated=self.outdated.entry.manifest.id if self.outdated else None, keep=self.keep,
         )  # fmt: skip
 
