@@ -99,8 +99,9 @@ def make_runtime(precision: str = "auto") -> Runtime:
     from accelerate import Accelerator
 
     # Precision is ours (autocast in the step module): accelerate keeps its own in a process-wide singleton, which
-    # would make the second run of a process inherit the first one's.
-    accelerator = Accelerator(mixed_precision="no")
+    # would make the second run of a process inherit the first one's, or a Trainer's; asking for another is an error.
+    accelerator = Accelerator()
+    accelerator.native_amp, accelerator.scaler = False, None
     device = accelerator.device
     chosen = ("bf16" if native_bf16(device.type) else "fp32") if precision == "auto" else precision
     return Runtime(device, chosen, accelerator.process_index, accelerator.num_processes, accelerator)
