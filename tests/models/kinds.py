@@ -1,7 +1,7 @@
 """Tiny random bases of every kind of model, each with a tokenizer of the family its kind really has.
 
-``make_kind("gpt2", folder)`` writes what a hub folder holds: config.json, model.safetensors with the pre-training head,
-and a fast tokenizer. What makes the kinds hard to handle is kept as it is in real ones:
+``make_kind("gpt2", folder)`` writes what a hub folder holds: config.json, model.safetensors with the pre-training
+head, and a fast tokenizer. What makes the kinds hard to handle is kept as it is in real ones:
 
 - gpt2 has no padding token, and one token for begin and end of text; llama has no padding token and puts a
   begin-of-text token in front; qwen2 and qwen3 pad with the end-of-text token and put nothing in front;
@@ -93,7 +93,8 @@ def make_config(kind: str, vocabulary_size: int, **settings: Any) -> Any:
     }  # fmt: skip
     small: dict[str, Any] = {"vocab_size": vocabulary_size}
     # The table of a real T5 is longer than its vocabulary.
-    t5 = {"vocab_size": -(-vocabulary_size // 16) * 16, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "relative_attention_num_buckets": 8,
+    t5 = {"vocab_size": -(-vocabulary_size // 16) * 16, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2,
+          "num_heads": 2, "relative_attention_num_buckets": 8,
           "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}  # fmt: skip
     deberta = {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "share_att_key": True,
                "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
@@ -200,7 +201,7 @@ def _unigram(first: Sequence[str], last: Sequence[str], unknown: int) -> Any:
 
     space, scores = "\u2581", dict.fromkeys(first, 0.0)
     scores |= {f"{space}{word}": -3.0 for word in WORDS}
-    scores |= {letter: -9.0 for letter in (space, *string.ascii_lowercase, *string.digits, ".", ",", "?", "!")}
+    scores |= dict.fromkeys((space, *string.ascii_lowercase, *string.digits, *".,?!"), -9.0)
     scores |= dict.fromkeys(last, 0.0)
     tokenizer = Tokenizer(models.Unigram(list(scores.items()), unk_id=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=space)
