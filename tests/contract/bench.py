@@ -16,7 +16,8 @@ from anytune.data.batches import BlockBatches, ExampleBatches, encode_task
 from anytune.data.domains import load_domain
 from anytune.data.packing import pack
 from anytune.data.tasks import load_task
-from anytune.engine.loop import TrainingResult, train
+from anytune.engine.loop import train
+from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import derive_seed, make_runtime, seeded
 from anytune.engine.settings import training_settings
 from anytune.jobs.recycle import moved

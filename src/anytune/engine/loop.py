@@ -10,29 +10,22 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from anytune.engine.checkpoints import (
-    Snapshot,
-    join_state,
-    load_checkpoint,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-    split_state,
-)
+from anytune.engine.checkpoints import Snapshot, load_checkpoint, save_checkpoint
 from anytune.engine.interrupts import InterruptedRunError, postponed_interrupt
 from anytune.engine.progress import JsonLines, Reporter, Silent
+from anytune.engine.run_state import RunState, TrainingResult
 from anytune.engine.runtime import Runtime
 from anytune.engine.settings import TrainingSettings, learning_rate_share
-from anytune.engine.stages import default_groups, moments, restore_moments, stage_borders
-from anytune.errors import MethodError, TrainingError
+from anytune.engine.stages import default_groups, stage_borders
+from anytune.errors import TrainingError
 from anytune.manifests import METRICS_NAME, CurvePoint
 from anytune.methods.protocol import Batch, Method, Stage, overrides
 from anytune.methods.step import StepModule, total, trainable
@@ -62,18 +55,6 @@ class Evaluation:
     scores: dict[str, float]
     loss: float | None
     better: float
-
-
-@dataclass
-class TrainingResult:
-    """What a run gave, besides the model itself; ``best_step`` is the step whose weights the model holds."""
-
-    steps: int = 0
-    seconds: float = 0.0
-    examples: int = 0
-    items: int = 0
-    best_step: int = 0
-    curve: list[CurvePoint] = field(default_factory=list)
 
 
 def train(
@@ -138,13 +119,7 @@ class _Loop:
         stages = next((method.stages() for method in self.methods if overrides(method, "stages")), (Stage(),))
         self.borders = stage_borders(stages, self.steps)
         self.every = self.settings.evaluate_every or max(1, math.ceil(self.steps / 10))
-        self.result = TrainingResult()
-        self.best: dict[str, Tensor] | None = None
-        self.best_value = -math.inf
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.step = 0
-        # the loss since the last look, still on the device, and the step of that look
-        self.summed, self.looked = torch.zeros((), device=self.runtime.device), 0
+        self.state = RunState(model=self.model, methods=self.methods, runtime=self.runtime)
         self.saved_at = time.monotonic()
 
     # ------------------------------------------------------------------ the run
@@ -162,37 +137,37 @@ class _Loop:
         if resumed is not None:
             self._restore(resumed)
         path = self.work / METRICS_NAME if self.work and self.runtime.rank == 0 else None
-        self.log = JsonLines(path, resume_at=self.step)
-        self.reporter.start(self.title, self.steps, self.step)
+        self.log = JsonLines(path, resume_at=self.state.step)
+        self.reporter.start(self.title, self.steps, self.state.step)
         try:
             if resumed is None:
                 self._evaluate()
             for stage, begin, end in self.borders:
-                if self.step < end:
+                if self.state.step < end:
                     self._stage(stage, begin, end, resumed)
                     resumed = None
         finally:
             self.reporter.finish()
             self.log.close()
         if resumed is not None:  # it was cut after its last step
-            restore_random_state(join_state("random", resumed.tensors, {}), self.runtime.device)
+            self.state.restore_random(resumed)
         self._keep()
-        return self.result
+        return self.state.result
 
     def _stage(self, stage: Stage, begin: int, end: int, resumed: Snapshot | None) -> None:
         module = self._prepare(begin, resumed)
         with postponed_interrupt() as interrupted:
-            while self.step < end:
+            while self.state.step < end:
                 began = time.perf_counter()
                 share = learning_rate_share(
-                    self.step - begin, end - begin, self.settings.warmup, self.settings.schedule
+                    self.state.step - begin, end - begin, self.settings.warmup, self.settings.schedule
                 )
-                self.summed += self._step(module, share)
-                self.step += 1
-                evaluates = self.step % self.every == 0 or self.step == self.steps
-                looks = evaluates or self.step % LOG_EVERY == 0 or self.step == end
-                loss = self.summed.item() / (self.step - self.looked) if looks else None
-                self.result.seconds += time.perf_counter() - began
+                self.state.summed += self._step(module, share)
+                self.state.step += 1
+                evaluates = self.state.step % self.every == 0 or self.state.step == self.steps
+                looks = evaluates or self.state.step % LOG_EVERY == 0 or self.state.step == end
+                loss = self.state.summed.item() / (self.state.step - self.state.looked) if looks else None
+                self.state.result.seconds += time.perf_counter() - began
                 if loss is not None:
                     self._look(loss, share)
                 if evaluates:
@@ -202,7 +177,7 @@ class _Loop:
                     self._save()
                 if stop:
                     raise InterruptedRunError(
-                        f"{self.title}: interrupted at step {self.step} of {self.steps}",
+                        f"{self.title}: interrupted at step {self.state.step} of {self.steps}",
                         why="Everything up to here is kept." if self.work else "",
                         fix="the same command again: it goes on at this step" if self.work else "",
                     )
@@ -214,37 +189,36 @@ class _Loop:
             groups = method.param_groups(self.model, groups)
         for group in groups:
             group["peak"] = group["lr"]
-        self.optimizer = torch.optim.AdamW(groups, fused=self.runtime.device.type in ("cpu", "cuda"))
-        module, self.optimizer = self.runtime.accelerator.prepare(self.module, self.optimizer)
-        if resumed is not None and begin < self.step:
-            stored = join_state("optimizer", resumed.tensors, resumed.values["optimizer"])
-            restore_moments(self.optimizer, stored)
+        self.state.optimizer = torch.optim.AdamW(groups, fused=self.runtime.device.type in ("cpu", "cuda"))
+        module, self.state.optimizer = self.runtime.accelerator.prepare(self.module, self.state.optimizer)
+        if resumed is not None and begin < self.state.step:
+            self.state.restore_optimizer(resumed)
         if resumed is not None:
             # last, so that nothing made above has drawn from it
-            restore_random_state(join_state("random", resumed.tensors, {}), self.runtime.device)
+            self.state.restore_random(resumed)
         return module
 
     def _keep(self) -> None:
         """Put the weights asked for into the model."""
-        self.result.steps = self.step
-        if self.settings.keep == "best" and self.best is not None:
-            self._load(self.best)
+        self.state.result.steps = self.state.step
+        if self.settings.keep == "best" and self.state.best is not None:
+            self.state.load(self.state.best)
         else:
-            self.result.best_step = self.step
+            self.state.result.best_step = self.state.step
         for name, tensor in trainable(self.model).items():
             if not torch.isfinite(tensor).all():  # the last step's own update is in no loss above
-                raise self._not_finite(f"the weights of {name} are not finite after step {self.step}")
+                raise self._not_finite(f"the weights of {name} are not finite after step {self.state.step}")
 
     # ------------------------------------------------------------------ a step
 
     def _step(self, module: nn.Module, share: float) -> Tensor:
         """One optimizer step; returns its loss (a mean over the step's items), still on the device."""
-        runtime, settings, optimizer = self.runtime, self.settings, self.optimizer
+        runtime, settings, optimizer = self.runtime, self.settings, self.state.optimizer
         assert optimizer is not None
         self.model.train()
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        first = self.step * settings.accumulation
+        first = self.state.step * settings.accumulation
         micro = [self.batches.batch((first + k) * runtime.world + runtime.rank) for k in range(settings.accumulation)]
         items = self._count(micro)
         optimizer.zero_grad(set_to_none=True)
@@ -281,21 +255,21 @@ class _Loop:
             everywhere = torch.tensor(counts, device=self.runtime.device)
             torch.distributed.all_reduce(everywhere)
             counts = everywhere.tolist()
-        self.result.items += counts[0]
-        self.result.examples += counts[1]
+        self.state.result.items += counts[0]
+        self.state.result.examples += counts[1]
         return counts[0]
 
     def _look(self, loss: float, share: float) -> None:
         self._check(loss)
-        self.summed.zero_()
-        self.looked = self.step
-        self.log.write(kind="train", step=self.step, loss=loss, learning_rate=self.learning_rate * share,
-                       seconds=round(self.result.seconds, 3))  # fmt: skip
-        self.reporter.step(self.step, {"loss": loss})
+        self.state.summed.zero_()
+        self.state.looked = self.state.step
+        self.log.write(kind="train", step=self.state.step, loss=loss, learning_rate=self.learning_rate * share,
+                       seconds=round(self.state.result.seconds, 3))  # fmt: skip
+        self.reporter.step(self.state.step, {"loss": loss})
 
     def _check(self, loss: float, what: str = "loss") -> None:
         if not math.isfinite(loss):
-            raise self._not_finite(f"the {what} is {loss} at step {self.step}")
+            raise self._not_finite(f"the {what} is {loss} at step {self.state.step}")
 
     def _not_finite(self, what: str) -> TrainingError:
         return TrainingError(
@@ -310,85 +284,42 @@ class _Loop:
         self.model.eval()
         with torch.no_grad():
             found = self.evaluate(self.model)
-        seconds = round(self.result.seconds, 3)
+        seconds = round(self.state.result.seconds, 3)
         scores: dict[str, float | None] = dict(found.scores)
         if found.loss is not None:
             # broken weights may still score by luck: all logits NaN is a vote for the first class
             self._check(found.loss, "loss on held-out data")
-        self.result.curve.append(CurvePoint(step=self.step, seconds=seconds, scores=scores, loss=found.loss))
+        self.state.result.curve.append(
+            CurvePoint(step=self.state.step, seconds=seconds, scores=scores, loss=found.loss)
+        )
         # scores stand in a mapping of their own: their names are the user's (a domain may be called "step")
-        self.log.write(kind="validation", step=self.step, loss=found.loss, seconds=seconds, scores=scores)
-        # ">": of equal scores the earlier weights win, which cost less
-        if self.settings.keep == "best" and found.better > self.best_value:
-            self.best_value, self.result.best_step = found.better, self.step
-            self.best = {name: tensor.detach().clone() for name, tensor in self._weights().items()}
+        self.log.write(kind="validation", step=self.state.step, loss=found.loss, seconds=seconds, scores=scores)
+        if self.settings.keep == "best":
+            self.state.note_best(found.better)
 
     # ------------------------------------------------------------------ state
 
     def _checkpoint_due(self) -> bool:
-        if self.step == self.steps:
+        if self.state.step == self.steps:
             return False
         every = self.settings.checkpoint_every
-        return self.step % every == 0 if every else time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        return self.state.step % every == 0 if every else time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
 
     def _save(self) -> None:
         if self.work is None or self.runtime.rank != 0:
             return
-        self._check(self.summed.item())  # or the same command would for ever go on from broken weights
-        save_checkpoint(self.work, self._snapshot())
+        self._check(self.state.summed.item())  # or the same command would for ever go on from broken weights
+        save_checkpoint(self.work, self._snapshot(), self.settings.checkpoints_kept)
         self.saved_at = time.monotonic()
 
-    def _weights(self) -> dict[str, Tensor]:
-        """What can change in training: trainable parameters and every buffer."""
-        return {**trainable(self.model), **dict(self.model.named_buffers())}
-
-    @torch.no_grad()
-    def _load(self, weights: dict[str, Tensor]) -> None:
-        mine = self._weights()
-        if mine.keys() != weights.keys():
-            changed = sorted(mine.keys() ^ weights.keys())
-            raise MethodError(f"the trained weights changed their names during the run: {changed[:3]}")
-        for name, tensor in mine.items():
-            tensor.copy_(weights[name])
-
     def _snapshot(self) -> Snapshot:
-        assert self.optimizer is not None
-        tensors: dict[str, Tensor] = {}
-        values: dict[str, Any] = {}
-        parts: dict[str, Mapping[str, Any]] = {
-            "model": self._weights(),
-            "optimizer": moments(self.optimizer),
-            "best": self.best or {},
-            "random": random_state(self.runtime.device),
-            "window": {"summed": self.summed},
-            **{f"method.{method.name}": method.state_dict() for method in self.methods},
-        }
-        for prefix, state in parts.items():
-            inner, values[prefix] = split_state(prefix, state)
-            tensors |= inner
-        result = self.result
-        values["result"] = {
-            "seconds": result.seconds, "examples": result.examples, "items": result.items,
-            "best_step": result.best_step, "best_value": self.best_value if math.isfinite(self.best_value) else None,
-            "curve": [point.model_dump() for point in result.curve], "looked": self.looked,
-        }  # fmt: skip
-        values["threads"] = torch.get_num_threads()
-        return Snapshot(self.step, tensors, values)
+        snapshot = self.state.snapshot()
+        snapshot.values["threads"] = torch.get_num_threads()
+        return snapshot
 
     def _restore(self, saved: Snapshot) -> None:
-        self.step = saved.step
         threads = saved.values["threads"]
         if threads != torch.get_num_threads():  # sums are split by threads: another count, other bits
             self.reporter.say(f"{self.title}: going on with {threads} threads, as it was begun")
             torch.set_num_threads(threads)
-        self._load(join_state("model", saved.tensors, {}))
-        self.best = join_state("best", saved.tensors, {}) or None
-        self.summed.copy_(saved.tensors["window/summed"])
-        for method in self.methods:
-            key = f"method.{method.name}"
-            method.load_state_dict(join_state(key, saved.tensors, saved.values[key]))
-        stored = dict(saved.values["result"])
-        value, self.looked = stored.pop("best_value"), stored.pop("looked")
-        self.best_value = -math.inf if value is None else value
-        stored["curve"] = [CurvePoint(**point) for point in stored["curve"]]
-        self.result = TrainingResult(**stored)
+        self.state.restore(saved)

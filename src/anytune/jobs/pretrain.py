@@ -18,9 +18,10 @@ from anytune.data.packing import Blocks, pack
 from anytune.data.samples import cache_folder
 from anytune.data.separation import overlap
 from anytune.data.tasks import Task
-from anytune.engine.loop import Evaluation, TrainingResult, train
+from anytune.engine.loop import Evaluation, train
 from anytune.engine.prediction import language_loss
 from anytune.engine.progress import Reporter, Silent
+from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps, training_settings
 from anytune.errors import DataError, SettingsError

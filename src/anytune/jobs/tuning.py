@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from anytune.data.batches import Encoded, ExampleBatches, encode_task, evaluation_batches
 from anytune.data.tasks import Task
-from anytune.engine.loop import Evaluation, TrainingResult, train
+from anytune.engine.loop import Evaluation, train
 from anytune.engine.prediction import predict_logits, task_evaluation
 from anytune.engine.progress import Reporter, Silent
+from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps
 from anytune.errors import DeltaError, MethodError
