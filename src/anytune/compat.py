@@ -51,15 +51,39 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def model_class(purpose: str, config: Any) -> Any:
-    """The transformers class for a config, or None: ``purpose`` is "sequence-classification", "mlm" or "clm"."""
+    """The transformers class for a config, or None.
+
+    Args:
+        purpose: "sequence-classification", "token-classification", "mlm", "clm" or "span" (encoder-decoders).
+    """
     import transformers
 
     mapping = {
         "sequence-classification": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "token-classification": transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
         "mlm": transformers.MODEL_FOR_MASKED_LM_MAPPING,
         "clm": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        "span": transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     }[purpose]
     return mapping.get(type(config), None)
+
+
+def adapter_task_type(model: Any) -> str | None:
+    """What PEFT calls the purpose of a model's class ("SEQ_CLS", "CAUSAL_LM", ...); None where it has no name for it."""
+    purposes = {
+        "SEQ_CLS": "sequence-classification",
+        "TOKEN_CLS": "token-classification",
+        "SEQ_2_SEQ_LM": "span",
+        "CAUSAL_LM": "clm",
+    }
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return next((name for name, purpose in purposes.items() if model_class(purpose, inner.config) is type(inner)), None)
+
+
+def tied_head_names(model_class: Any, config: Any) -> dict[str, str]:
+    """Name in a model -> the name it is tied to, where the class shares input and output embeddings (``lm_head``)."""
+    tied = getattr(model_class, "_tied_weights_keys", None)
+    return dict(tied) if isinstance(tied, dict) and getattr(config, "tie_word_embeddings", False) else {}
 
 
 def model_from_state(cls: Any, config: Any, state: dict[str, torch.Tensor], dtype: torch.dtype, seed: int) -> Any:

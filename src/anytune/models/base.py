@@ -26,12 +26,16 @@ from anytune.models.fingerprint import TOKENIZER_FILES, VOCABULARY_FILES, finger
 from anytune.models.weights import SINGLE_FILE, StoredWeights, write_tensors
 
 
-class BackboneTensors(Mapping[str, Tensor]):
-    """Canonical name -> backbone tensor in its stored dtype, read from the folder when asked for."""
+class BaseTensors(Mapping[str, Tensor]):
+    """Canonical name -> tensor in its stored dtype, read from the folder when asked for.
 
-    def __init__(self, stored: StoredWeights, anatomy: Anatomy) -> None:
-        self._stored = stored
-        self._names = {anatomy.canonical(name): name for name in anatomy.split(stored).backbone}
+    Args:
+        stored: the folder's weights.
+        names: canonical name -> name in the folder's files.
+    """
+
+    def __init__(self, stored: StoredWeights, names: Mapping[str, str]) -> None:
+        self._stored, self._names = stored, dict(names)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._stored[self._names[name]]
@@ -94,21 +98,36 @@ class Base:
                 fix="copy the model's tokenizer.json into the folder",
             ) from problem
 
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Canonical name -> backbone tensor in its stored dtype; each is read when asked for."""
-        return BackboneTensors(self.stored, self.anatomy)
+    def tensors(self, *, pretraining_head: bool = False) -> Mapping[str, Tensor]:
+        """Canonical name -> backbone tensor in its stored dtype; each is read when asked for.
+
+        Args:
+            pretraining_head: add the pre-training head's tensors, which a generating task model uses too. A head that
+                shares the word embeddings stands there under its own name as well.
+        """
+        parts = self.anatomy.split(self.stored)
+        names = {self.anatomy.canonical(name): name for name in parts.backbone}
+        if pretraining_head:
+            names |= {self.anatomy.canonical(name): name for name in parts.pretraining_head}
+            cls = compat.model_class(self.anatomy.objective, self.config)
+            for name, source in compat.tied_head_names(cls, self.config).items():
+                bare = self.anatomy.canonical(source)
+                if self.anatomy.is_pretraining_head(name) and bare in names:
+                    names.setdefault(name, names[bare])
+        return BaseTensors(self.stored, names)
 
     def task_model(
         self,
-        kind: Literal["classification", "regression"],
+        kind: Literal["classification", "regression", "token-classification", "generation"],
         label_names: Sequence[str],
         seed: int,
         dtype: torch.dtype = torch.float32,
     ) -> tuple[Any, list[str]]:
-        """A model for a task: this backbone with a fresh head.
+        """A model for a task: this backbone with a fresh head, or for generation the pre-training model itself.
 
         Args:
-            kind: "regression" gives one output and needs no label names.
+            kind: "regression" gives one output and needs no label names; "generation" answers prompts with the base's
+                own vocabulary head and needs none either.
             label_names: output i is ``label_names[i]``.
             seed: of the fresh head. Equal seeds give equal bits whatever was drawn before; torch's own random state
                 is left as it was.
@@ -116,24 +135,36 @@ class Base:
 
         Returns:
             (model in eval mode, head_names): the state-dict names that the base file does not hold, a freshly made
-            pooler included. A task head that the file holds (a base that was itself tuned) is not used.
+            pooler included; for generation usually none. A task head that the file holds (a base that was itself
+            tuned) is not used.
 
         Raises:
-            BaseError: transformers has no such class for this kind, or backbone weights are missing.
+            BaseError: transformers has no such class for this kind, the base cannot generate, or backbone weights are
+                missing.
         """
+        if kind == "generation":
+            if self.anatomy.objective == "mlm":
+                raise BaseError(
+                    f"base {self.name} ({self.anatomy.model_type}) fills in masked words and cannot generate",
+                    why="A generation task needs a decoder (GPT-2, Llama, Qwen kinds) or an encoder-decoder (T5 kinds).",
+                    fix="--base sample:smollm2-135m",
+                )
+            return self.pretraining_model(seed, dtype)
         config = copy.deepcopy(self.config)
         if kind == "regression":
             config.num_labels, config.problem_type = 1, "regression"
             config.id2label, config.label2id = {0: "score"}, {"score": 0}
         else:
-            config.num_labels, config.problem_type = len(label_names), "single_label_classification"
+            config.num_labels = len(label_names)
+            config.problem_type = "single_label_classification" if kind == "classification" else None
             config.id2label = dict(enumerate(label_names))
             config.label2id = {name: index for index, name in enumerate(label_names)}
         if config.pad_token_id is None:
             # Decoders classify at the last token that is no padding, and must know which token that is.
             tokenizer = self.tokenizer()
             config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.eos_token_id
-        return self._load("sequence-classification", config, dtype, seed, with_pretraining_head=False)
+        purpose = "token-classification" if kind == "token-classification" else "sequence-classification"
+        return self._load(purpose, config, dtype, seed, with_pretraining_head=False)
 
     def pretraining_model(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Any, list[str]]:
         """A model for masked-word (encoders) or next-word prediction (decoders).
