@@ -58,6 +58,10 @@ class StoreError(AnytuneError):
     """A store that cannot be read or written, or an artefact that is missing or damaged."""
 
 
+class HubError(AnytuneError):
+    """A hub repository that cannot be reached, read or written, or that holds what is not taken from one."""
+
+
 class TrainingError(AnytuneError):
     """A run that cannot go on (loss not finite, nothing to train, changed settings on resume)."""
 

@@ -11,6 +11,9 @@ from anytune.errors import StoreError
 from anytune.manifests import Manifest, sha256_file
 from anytune.store.names import is_inside
 
+#: On a hub README.md is the page of the repository; an artefact's own README.md stands beside it under this name.
+README, OWN_README = "README.md", "README.artefact.md"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -56,7 +59,7 @@ def check_files(entry: Entry) -> None:
         StoreError: naming the file: it is missing, truncated or changed, a link, or its name leads out of the folder.
     """
     for name, expected in entry.manifest.files.items():
-        path = _safe_path(entry, name)
+        path = _safe_path(entry, stored_as(entry, name))
         if not path.is_file():
             raise _damaged(entry, f"{name} is missing from {entry.reference}")
         shortfall = truncation(path) if path.suffix == ".safetensors" else None
@@ -72,6 +75,12 @@ def check_files(entry: Entry) -> None:
                 f"{name} in {entry.reference} is damaged: SHA-256 {found[:12]}... of {path.stat().st_size} bytes, "
                 f"the manifest says {expected[:12]}...",
             )
+
+
+def stored_as(entry: Entry, name: str) -> str:
+    """The name of the file that holds ``name`` of the manifest: another one only for README.md of a hub's folder."""
+    moved = name == README and OWN_README not in entry.manifest.files and (entry.folder / OWN_README).is_file()
+    return OWN_README if moved else name
 
 
 def missing_files(entry: Entry) -> list[str]:

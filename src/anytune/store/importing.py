@@ -18,7 +18,7 @@ from anytune.metrics import METRICS, default_metric
 from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE
 from anytune.models.base import Base
 from anytune.store.adapter_files import config_text, head_outputs, looks_like_adapter, read_adapter, try_on
-from anytune.store.entry import Entry
+from anytune.store.entry import Entry, stored_as
 from anytune.store.names import absolute_paths, is_absolute
 from anytune.store.store import Store
 
@@ -127,7 +127,7 @@ def import_artefact(
     def copy(place: Path) -> None:
         for file in manifest.files:
             (place / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / file, place / file)
+            shutil.copyfile(folder / stored_as(source, file), place / file)
 
     manifest.name = name or manifest.name
     entry = store.get(store.add(manifest, copy))
