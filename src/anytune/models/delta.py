@@ -67,7 +67,8 @@ class FullDelta:
         """The delta between a base and a tuned task model.
 
         Args:
-            base_tensors: canonical name -> tensor, in stored dtype (``Base.tensors()``).
+            base_tensors: canonical name -> tensor, in stored dtype (``Base.tensors()``; for a generating model with the
+                pre-training head, whose difference is kept like the body's).
             tuned_state: the state dict of the tuned model.
             head_names: the state-dict names that the base does not hold (from ``Base.task_model``).
             anatomy: of the model's kind.
@@ -76,7 +77,8 @@ class FullDelta:
         Raises:
             DeltaError: weights that are not finite, or names or shapes that do not match the base's.
         """
-        tuned, body_names = dict(tuned_state), _body_names(tuned_state, head_names, anatomy)
+        tuned = without_tied_heads(tuned_state, anatomy)
+        body_names = _body_names(tuned, head_names, anatomy, base_tensors)
         _check_names(base_tensors, body_names, head_names, tuned, anatomy)
         broken = [name for name, tensor in tuned.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
         if broken:
@@ -205,7 +207,8 @@ class FullDelta:
                 reasons.append(f"{name}: the base has none")
             elif name in self.difference and tuple(base_tensors[name].shape) != shape:
                 reasons.append(f"{name}: delta {list(shape)}, base {list(base_tensors[name].shape)}")
-        extra = [name for name in base_tensors if name not in self.body and not self.anatomy.is_pooler(name)]
+        unknown = [name for name in base_tensors if name not in self.body and self.anatomy.is_backbone(name)]
+        extra = [name for name in unknown if not self.anatomy.is_pooler(name)]
         reasons += [f"{name}: the delta knows none" for name in extra]
         if reasons:
             raise DeltaError(
@@ -227,7 +230,8 @@ class FullDelta:
 
     def _names_in(self, state: Mapping[str, Tensor]) -> dict[str, str]:
         """Canonical -> state-dict name of the body of a model, every name and head shape checked."""
-        names = _body_names(state, self.head, self.anatomy, lenient=True)
+        state = without_tied_heads(state, self.anatomy)
+        names = _body_names(state, self.head, self.anatomy)
         reasons = [f"{name}: not in the model" for name in self.head if name not in state]
         reasons += [
             f"{name}: delta {list(tensor.shape)}, model {list(state[name].shape)}"
@@ -250,15 +254,26 @@ class FullDelta:
         return names
 
 
+def without_tied_heads(state: Mapping[str, Tensor], anatomy: Anatomy) -> dict[str, Tensor]:
+    """A state dict without the head tensors that share their memory with a backbone tensor (tied word embeddings)."""
+    shared = {tensor.data_ptr() for name, tensor in state.items() if anatomy.is_backbone(name) and tensor.numel()}
+    return {
+        name: tensor for name, tensor in state.items() if anatomy.is_backbone(name) or tensor.data_ptr() not in shared
+    }
+
+
 def _body_names(
-    state: Mapping[str, Tensor], head: Collection[str], anatomy: Anatomy, lenient: bool = False
+    state: Mapping[str, Tensor], head: Collection[str], anatomy: Anatomy, held: Collection[str] | None = None
 ) -> dict[str, str]:
-    """Canonical -> state-dict name of every learned tensor that is no head; integer buffers and tied copies apart."""
+    """Canonical -> state-dict name of every learned tensor that is no head; integer buffers and tied copies apart.
+
+    Given ``held``, the names of the base, everything outside the backbone must be one of these.
+    """
     names: dict[str, str] = {}
     for name, tensor in state.items():
         if name in head or anatomy.is_ignored(name) or not tensor.is_floating_point():
             continue
-        if not anatomy.is_backbone(name) and not lenient:
+        if held is not None and not anatomy.is_backbone(name) and anatomy.canonical(name) not in held:
             raise DeltaError(
                 f"'{name}' is neither in the base nor named as part of the head",
                 why="Every tuned tensor must be one or the other, or it would be lost.",
@@ -274,7 +289,8 @@ def _check_names(
     held, reasons = set(base), []
     reasons += [f"{name}: named as head, not in the tuned model" for name in head if name not in tuned]
     reasons += [f"{name}: tuned, not in the base" for bare, name in body.items() if bare not in held]
-    reasons += [f"{bare}: in the base, not tuned" for bare in held if bare not in body and not anatomy.is_pooler(bare)]
+    left = [bare for bare in held if bare not in body and anatomy.is_backbone(bare) and not anatomy.is_pooler(bare)]
+    reasons += [f"{bare}: in the base, not tuned" for bare in left]
     if reasons:
         raise DeltaError(
             f"the tuned model and the base do not match, {len(reasons)} names: {_listed(sorted(reasons), '; ')}",
