@@ -55,7 +55,7 @@ def masked_lm_loss(
         A scalar, in fp32 or wider. A batch without a single label gives 0 with a gradient of zeros.
     """
     hidden = _hidden(model, batch, anatomy)
-    return _loss_at(model, hidden, batch["labels"], anatomy, reduction)
+    return label_loss(*_logits_at(model, hidden, batch["labels"], anatomy), reduction)
 
 
 def causal_lm_loss(
@@ -66,7 +66,7 @@ def causal_lm_loss(
     Args and returns as ``masked_lm_loss``; ``labels`` are not shifted by the caller.
     """
     hidden = _hidden(model, batch, anatomy)
-    return _loss_at(model, hidden[:, :-1], batch["labels"][:, 1:], anatomy, reduction)
+    return label_loss(*_logits_at(model, hidden[:, :-1], batch["labels"][:, 1:], anatomy), reduction)
 
 
 def language_model_loss(
@@ -77,6 +77,27 @@ def language_model_loss(
     return loss(model, batch, anatomy, reduction)
 
 
+def labelled_logits(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> tuple[Tensor, Tensor]:
+    """Vocabulary logits [items, vocabulary] where a label asks for them, and those labels [items].
+
+    The items stand row by row, from left to right; a decoder's logits of position t stand beside the label of t + 1.
+    """
+    hidden, labels = _hidden(model, batch, anatomy), batch["labels"]
+    if anatomy.objective == "clm":
+        hidden, labels = hidden[:, :-1], labels[:, 1:]
+    return _logits_at(model, hidden, labels, anatomy)
+
+
+def label_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
+    """Cross-entropy of logits [items, classes] and labels [items], in fp32 or wider; 0 for no items."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    if reduction == "none":
+        return functional.cross_entropy(logits, labels, reduction="none")
+    total = functional.cross_entropy(logits, labels, reduction="sum")
+    return total / max(1, len(labels)) if reduction == "mean" else total
+
+
 def _hidden(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> Tensor:
     backbone = anatomy.backbone(model)
     inputs = model_inputs(backbone, batch)
@@ -85,11 +106,7 @@ def _hidden(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> Tensor:
     return backbone(**inputs)[0]
 
 
-def _loss_at(model: Any, hidden: Tensor, labels: Tensor, anatomy: Anatomy, reduction: str) -> Tensor:
-    """hidden [b, n, width] and labels [b, n] -> scalar over the positions with a label."""
+def _logits_at(model: Any, hidden: Tensor, labels: Tensor, anatomy: Anatomy) -> tuple[Tensor, Tensor]:
+    """hidden [b, n, width] and labels [b, n] -> logits [items, vocabulary] and labels [items] where there is a label."""
     chosen = labels != NO_LABEL
-    logits = anatomy.pretraining_logits(model, hidden[chosen])
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    total = functional.cross_entropy(logits, labels[chosen], reduction="sum")
-    return total / chosen.sum().clamp(min=1) if reduction == "mean" else total
+    return anatomy.pretraining_logits(model, hidden[chosen]), labels[chosen]
