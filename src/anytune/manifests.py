@@ -64,7 +64,7 @@ class TaskRecord(_Record):
 
     name: str
     content: str = ""
-    kind: Literal["classification", "regression"] = "classification"
+    kind: Literal["classification", "regression", "token-classification", "generation"] = "classification"
     metric: str = "accuracy"
     text_columns: list[str] = Field(default_factory=list)
     label_column: str = "label"
@@ -269,14 +269,14 @@ def staged_folder(final: Path) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
-                _sync(file)
-        _sync(partial)
+                sync(file)
+        sync(partial)
         try:
             partial.rename(final)
         except OSError:
             if not (final / MANIFEST_NAME).exists():
                 raise
-        _sync(final.parent)
+        sync(final.parent)
     except OSError as problem:
         raise StoreError(
             f"cannot write {final}: {problem.strerror or problem}",
@@ -287,7 +287,8 @@ def staged_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's or folder's content on the disk itself before going on, so that a power cut cannot undo it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

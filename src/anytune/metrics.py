@@ -1,4 +1,10 @@
-"""Metrics as pure numpy functions: predictions and gold labels in, one number out.
+"""Metrics as pure functions: predictions and gold labels in, one number out.
+
+What the two sides are depends on the kind of task:
+
+    classification, regression   one number a row
+    token-classification         one list of tag indices a sentence, one index a word; ``label_names`` beside them
+    generation                   one string a row; for perplexity the mean loss of the responses instead
 
 Conventions, the same as scikit-learn's where it has one:
 
@@ -6,22 +12,33 @@ Conventions, the same as scikit-learn's where it has one:
 - Matthews correlation is the many-class R_K (Gorodkin 2004), 0.0 where predictions or gold labels are constant;
 - Pearson and Spearman are 0.0 where either side is constant (scikit-learn and scipy give NaN): a model that answers
   the same to everything has learned nothing, and a NaN could not be ranked, averaged or stored;
-- Spearman ranks ties by their mean rank.
+- Spearman ranks ties by their mean rank;
+- entities are counted as the script of the CoNLL shared tasks counts them: an entity begins at B-X, and at an I-X that
+  follows O, another type or the beginning of the sentence; it is right if its type and both ends are; F1 is 0.0 where
+  neither side has an entity.
 
 Every function raises ``DataError`` for sequences that are empty, of different length, or hold NaN or infinity.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from anytune.errors import DataError, SettingsError, unknown
 
+Kind = Literal["classification", "regression", "token-classification", "generation"]
 Values = Sequence[int] | Sequence[float] | np.ndarray
+#: One list of tag indices a sentence.
+Tags = Sequence[Sequence[int]]
+_BIO_TAG = re.compile(r"O|[BI](-.*)?")
+#: exp of a larger loss is no finite float
+_LARGEST_LOSS = 709.0
 
 
 def accuracy(predicted: Values, gold: Values) -> float:
@@ -83,6 +100,60 @@ def mse(predicted: Values, gold: Values) -> float:
     return float(((predicted - gold) ** 2).mean())
 
 
+def are_entity_tags(label_names: Sequence[str]) -> bool:
+    """Whether tags look like BIO: "O" beside tags that begin with "B-" or "I-"."""
+    return "O" in label_names and len(label_names) > 1 and all(map(_BIO_TAG.fullmatch, label_names))
+
+
+def f1_entities(predicted: Tags, gold: Tags, label_names: Sequence[str]) -> float:
+    """F1 over whole entities of all sentences pooled (micro), in [0, 1]; 0.0 where neither side has one.
+
+    Args:
+        predicted: tag indices, one list a sentence, one index a word.
+        gold: the same of the true tags.
+        label_names: "O", "B-X", "I-X" ... by index.
+
+    Raises:
+        SettingsError: the tags do not look like BIO.
+        DataError: sentences differ in number or length, or an index is none of the tags.
+    """
+    guessed, true = (_entities(side, label_names) for side in _tags(predicted, gold, len(label_names)))
+    return 2 * len(guessed & true) / max(1, len(guessed) + len(true))
+
+
+def accuracy_tokens(predicted: Tags, gold: Tags) -> float:
+    """Share of words with the right tag, over all sentences pooled, in [0, 1].
+
+    Args:
+        predicted: tag indices, one list a sentence, one index a word.
+        gold: the same of the true tags.
+    """
+    guessed, true = (np.concatenate(side) for side in _tags(predicted, gold))
+    return float((guessed == true).mean())
+
+
+def exact_match(predicted: Sequence[str], gold: Sequence[str]) -> float:
+    """Share of texts equal to the gold text once white space at both ends is gone, in [0, 1]."""
+    if len(predicted) != len(gold):
+        raise DataError(
+            f"{len(predicted)} predictions for {len(gold)} gold texts", why="Each row needs one of either."
+        )
+    if not len(gold):
+        raise DataError("there is nothing to score: no predictions", why="A score needs at least one row.")
+    return sum(left.strip() == right.strip() for left, right in zip(predicted, gold, strict=True)) / len(gold)
+
+
+def perplexity(mean_loss: float) -> float:
+    """exp of the mean loss in nats over the tokens of the responses, at least 1; lower is better."""
+    if not mean_loss <= _LARGEST_LOSS:
+        raise DataError(
+            f"the mean loss is {mean_loss}",
+            why="Its perplexity is no finite number.",
+            fix="a lower learning rate, if the model made it",
+        )
+    return math.exp(mean_loss)
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric by name.
@@ -90,15 +161,15 @@ class Metric:
     Attributes:
         name: what ``--metric`` takes.
         kind: the kind of task it scores.
-        function: (predicted, gold) -> number.
+        function: (predicted, gold) -> number; ``f1_entities`` takes the tag names too, ``perplexity`` a mean loss.
         description: one line for lists.
         higher_is_better: False for errors.
         companions: metrics always reported beside it.
     """
 
     name: str
-    kind: Literal["classification", "regression"]
-    function: Callable[[Values, Values], float]
+    kind: Kind
+    function: Callable[..., float]
     description: str
     higher_is_better: bool = True
     companions: tuple[str, ...] = ()
@@ -134,31 +205,80 @@ METRICS: dict[str, Metric] = {
             higher_is_better=False,
             companions=("pearson", "spearman"),
         ),
+        Metric(
+            "f1_entities",
+            "token-classification",
+            f1_entities,
+            "F1 over whole entities (BIO tags), as CoNLL counts",
+            companions=("accuracy_tokens",),
+        ),
+        Metric("accuracy_tokens", "token-classification", accuracy_tokens, "share of words with the right tag"),
+        Metric(
+            "exact_match",
+            "generation",
+            exact_match,
+            "share of responses equal to the gold one",
+            companions=("perplexity",),
+        ),
+        Metric(
+            "perplexity",
+            "generation",
+            perplexity,
+            "exp of the mean loss of the responses, lower is better",
+            higher_is_better=False,
+        ),
     )
 }
 
 
-def default_metric(kind: str) -> str:
-    """The metric of a task for which none was chosen: "accuracy", or "pearson" for regression."""
-    return "pearson" if kind == "regression" else "accuracy"
+def default_metric(kind: str, label_names: Sequence[str] = ()) -> str:
+    """The metric of a task for which none was chosen.
+
+    "accuracy"; "pearson" for regression; "exact_match" for generation; for token-classification "f1_entities" where
+    the tags ``label_names`` look like BIO, else "accuracy_tokens".
+    """
+    if kind == "token-classification":
+        return "f1_entities" if are_entity_tags(label_names) else "accuracy_tokens"
+    return {"regression": "pearson", "generation": "exact_match"}.get(kind, "accuracy")
 
 
-def score(metric_name: str, predicted: Values, gold: Values, label_count: int | None = None) -> dict[str, float]:
+def score(
+    metric_name: str,
+    predicted: Any,
+    gold: Any,
+    label_count: int | None = None,
+    *,
+    label_names: Sequence[str] = (),
+    mean_loss: float | None = None,
+) -> dict[str, float]:
     """The named metric first, then its companions.
+
+        score("macro_f1", [0, 1], [0, 0], 2)                                           classification
+        score("pearson", [0.5, 1.5], [0.0, 1.0])                                       regression
+        score("f1_entities", [[0, 1, 2]], [[0, 1, 1]], label_names=("O", "B-X", "I-X"))  token-classification
+        score("exact_match", ["a dog"], ["a cat"], mean_loss=2.5)                      generation
+        score("perplexity", None, None, mean_loss=2.5)                                 generation, nothing generated
 
     Args:
         metric_name: a key of ``METRICS``.
-        predicted: label indices (classification) or numbers (regression), one a row.
+        predicted: label indices (classification) or numbers (regression), one a row; a list of tag indices a sentence
+            (token-classification); texts (generation; None for "perplexity").
         gold: the same of the true labels.
         label_count: number of classes; given, indices outside ``range(label_count)`` are refused.
+        label_names: the tags by index (token-classification).
+        mean_loss: nats a response token (generation); without it "perplexity" is no companion of "exact_match".
 
     Raises:
-        SettingsError: the metric is unknown.
+        SettingsError: the metric is unknown, or entities are to be counted in tags that are not BIO.
         DataError: the sequences are unusable (see the module) or hold an index outside the classes.
     """
     if metric_name not in METRICS:
         raise unknown("metric", metric_name, METRICS, SettingsError)
     metric = METRICS[metric_name]
+    if metric.kind == "token-classification":
+        return _score_tags(metric, predicted, gold, label_names)
+    if metric.kind == "generation":
+        return _score_texts(metric, predicted, gold, mean_loss)
     if metric.kind == "classification" and label_count:
         for side, values in zip(("predicted", "gold"), _classes(predicted, gold), strict=True):
             if values.max() >= label_count:
@@ -167,6 +287,81 @@ def score(metric_name: str, predicted: Values, gold: Values, label_count: int | 
                     why="Labels are indices into the label names, counted from 0.",
                 )
     return {name: METRICS[name].function(predicted, gold) for name in (metric_name, *metric.companions)}
+
+
+def _score_tags(metric: Metric, predicted: Tags, gold: Tags, label_names: Sequence[str]) -> dict[str, float]:
+    _tags(predicted, gold, len(label_names) or None)
+    functions = {"f1_entities": lambda: f1_entities(predicted, gold, label_names)}
+    return {
+        name: functions.get(name, lambda: accuracy_tokens(predicted, gold))()
+        for name in (metric.name, *metric.companions)
+    }
+
+
+def _score_texts(
+    metric: Metric, predicted: Sequence[str], gold: Sequence[str], mean_loss: float | None
+) -> dict[str, float]:
+    scores = {}
+    if metric.name == "exact_match":
+        scores["exact_match"] = exact_match(predicted, gold)
+    elif mean_loss is None:
+        raise DataError("perplexity without a mean loss", why="It is exp of the mean loss of the response tokens.")
+    if mean_loss is not None:
+        scores["perplexity"] = perplexity(mean_loss)
+    return scores
+
+
+def _tags(predicted: Tags, gold: Tags, count: int | None = None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Both sides as tag indices, one int64 array a sentence, checked: as many sentences, words and known tags."""
+    if len(predicted) != len(gold):
+        raise DataError(f"{len(predicted)} predictions for {len(gold)} sentences", why="Each needs one of either.")
+    uneven = [row for row, pair in enumerate(zip(predicted, gold, strict=True)) if len(pair[0]) != len(pair[1])]
+    if uneven:
+        row = uneven[0]
+        raise DataError(
+            f"sentence {row} has {len(gold[row])} tags and {len(predicted[row])} predictions",
+            why="Each word needs one of either; words that were cut off count as the tag O.",
+        )
+    sides = tuple([np.asarray(tags, dtype=np.int64) for tags in side] for side in (predicted, gold))
+    if not sum(map(len, sides[1])):
+        raise DataError("there is nothing to score: no predictions", why="A score needs at least one word.")
+    for name, side in zip(("predicted", "gold"), sides, strict=True):
+        whole = np.concatenate(side)
+        bad = whole[(whole < 0) | (whole >= count)] if count is not None else whole[whole < 0]
+        if len(bad):
+            raise DataError(
+                f"{name} tag {int(bad[0])} is outside the {count} tags of the task" if count is not None
+                else f"{name} tag {int(bad[0])} is no label index",
+                why="Tags are indices into the label names, counted from 0.",
+            )  # fmt: skip
+    return sides[0], sides[1]
+
+
+def _entities(sentences: Sequence[np.ndarray], label_names: Sequence[str]) -> set[tuple[int, int, int]]:
+    """(first word, last word, type) of every entity; words are counted through all sentences, with one between two.
+
+    An entity begins at a tag inside one that is B, or follows O or another type; it lasts to the next beginning or O.
+    """
+    unlike = [name for name in label_names if not _BIO_TAG.fullmatch(name)]
+    if unlike:
+        raise SettingsError(
+            f"f1_entities on the tag '{unlike[0]}'",
+            why="Entities are counted in tags O, B-TYPE and I-TYPE.",
+            fix="metric=accuracy_tokens",
+        )
+    names = sorted({name[2:] for name in label_names if name != "O"})
+    # type of each tag; -1, also of the gap between two sentences, is outside
+    types = np.array([-1 if name == "O" else names.index(name[2:]) for name in (*label_names, "O")])
+    opens = np.array([name.startswith("B") for name in (*label_names, "O")])
+    gap = np.array([len(label_names)])
+    tags = np.concatenate([gap, *(part for sentence in sentences for part in (sentence, gap))])
+    kind, inside = types[tags], types[tags] >= 0
+    begins = np.zeros(len(tags), dtype=bool)
+    begins[1:] = inside[1:] & (opens[tags[1:]] | (kind[1:] != kind[:-1]))
+    ends = np.zeros(len(tags), dtype=bool)
+    ends[:-1] = inside[:-1] & (~inside[1:] | begins[1:])
+    first, last = np.flatnonzero(begins), np.flatnonzero(ends)
+    return set(zip(first.tolist(), last.tolist(), kind[first].tolist(), strict=True))
 
 
 def _numbers(predicted: Values, gold: Values) -> tuple[np.ndarray, np.ndarray]:

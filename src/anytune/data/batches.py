@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from anytune.data.encoding import TEXTS_AT_ONCE, Pieces, encode_prompts_alone, encode_responses, encode_words
 from anytune.data.masking import IGNORED, mask_tokens
 from anytune.data.packing import OBJECTIVES, Blocks, TokenizerFacts
 from anytune.data.splits import permutation, stable_seed
@@ -26,9 +27,9 @@ from anytune.errors import DataError, SettingsError
 PAD_MULTIPLE = 8
 #: Batches that are sorted by length together; the value transformers has used.
 BATCHES_SORTED_TOGETHER = 50
-_TEXTS_AT_ONCE = 1024
 
 Batch = dict[str, Any]
+Layout = Literal["row", "position", "next", "target"]
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,31 @@ class Encoded:
     Attributes:
         input_ids: token ids of each example.
         token_type_ids: segment ids of each example, None where the tokenizer has none.
-        labels: int64 or float32 [examples], None for unlabelled texts.
-        lengths: int64 [examples].
+        labels: int64 or float32 [examples]; or a list of labels for each example (see ``layout``); None for
+            unlabelled texts.
+        lengths: int64 [examples]: tokens of each example, those of its targets included; examples of similar length
+            are put together.
         truncated: number of texts cut to the longest length allowed.
-        pad_id: id that fills shorter rows; rows are padded on the right.
+        pad_id: id that fills shorter rows.
         max_length: no row is longer, and no batch is padded beyond it.
+        layout: what a label belongs to: "row" one example; "position" the token it stands at (tags); "next" the token
+            it stands at, predicted from the position before (responses of decoders); "target" a sequence of its own
+            (responses of encoder-decoders).
+        first_pieces: for examples of words, the position of each word's first piece, -1 for words cut off or without
+            a piece; else None.
+        padding_side: rows are padded on the right; on the left only where a decoder is to go on from their ends.
     """
 
     input_ids: list[list[int]]
     token_type_ids: list[list[int]] | None
-    labels: Tensor | None
+    labels: Tensor | list[list[int]] | None
     lengths: np.ndarray
     truncated: int
     pad_id: int
     max_length: int
+    layout: Layout = "row"
+    first_pieces: list[list[int]] | None = None
+    padding_side: Literal["right", "left"] = "right"
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -61,33 +73,50 @@ class Encoded:
 
         Returns:
             input_ids, attention_mask, perhaps token_type_ids: int64 [b, n], n the longest length rounded up to a
-            multiple of 8 (yet at most max_length); labels [b] where there are any; num_items: the number of examples,
-            a plain int.
+            multiple of 8 (yet at most max_length); labels where there are any: [b], or int64 [b, n] (targets: [b, m],
+            m rounded likewise), -100 where there is none; num_items: what the loss is a mean over, a plain int: the
+            examples, or the labels that a position predicts.
         """
         rows = [int(row) for row in rows]
-        width = int(self.lengths[rows].max())
-        width = min(math.ceil(width / PAD_MULTIPLE) * PAD_MULTIPLE, self.max_length)
+        ids = [self.input_ids[row] for row in rows]
+        width = self._width(ids)
         batch: Batch = {
-            "input_ids": _padded([self.input_ids[row] for row in rows], width, self.pad_id),
-            "attention_mask": _padded([[1] * int(self.lengths[row]) for row in rows], width, 0),
+            "input_ids": _padded(ids, width, self.pad_id, self.padding_side),
+            "attention_mask": _padded([[1] * len(row) for row in ids], width, 0, self.padding_side),
         }
         if self.token_type_ids is not None:
-            batch["token_type_ids"] = _padded([self.token_type_ids[row] for row in rows], width, 0)
-        if self.labels is not None:
-            batch["labels"] = self.labels[rows]
+            types = [self.token_type_ids[row] for row in rows]
+            batch["token_type_ids"] = _padded(types, width, 0, self.padding_side)
         batch["num_items"] = len(rows)
+        if isinstance(self.labels, Tensor):
+            batch["labels"] = self.labels[rows]
+        elif self.labels is not None:
+            labels = [self.labels[row] for row in rows]
+            batch["labels"] = _padded(labels, self._width(labels) if self.layout == "target" else width, IGNORED)
+            scored = batch["labels"][:, 1:] if self.layout == "next" else batch["labels"]
+            batch["num_items"] = int((scored != IGNORED).sum())
         return batch
 
+    def _width(self, rows: list[list[int]]) -> int:
+        return min(math.ceil(max(map(len, rows)) / PAD_MULTIPLE) * PAD_MULTIPLE, self.max_length)
 
-def _padded(rows: list[list[int]], width: int, filling: int) -> Tensor:
+
+def _padded(rows: list[list[int]], width: int, filling: int, side: str = "right") -> Tensor:
     filled = np.full((len(rows), width), filling, dtype=np.int64)
     for place, row in enumerate(rows):
-        filled[place, : len(row)] = row
+        if side == "left":
+            filled[place, width - len(row) :] = row
+        else:
+            filled[place, : len(row)] = row
     return torch.from_numpy(filled)
 
 
 def encode_task(
-    examples: Sequence[Example], tokenizer: Any, max_length: int, kind: str | None = "classification"
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    kind: str | None = "classification",
+    encoder_decoder: bool = False,
 ) -> Encoded:
     """Tokenise examples, cutting those longer than ``max_length`` (for pairs, the longer of the two texts first).
 
@@ -95,7 +124,9 @@ def encode_task(
         examples: what to encode.
         tokenizer: a transformers tokenizer.
         max_length: longest length in tokens, special tokens included.
-        kind: "classification" (int64 labels), "regression" (float32 labels), or None (no labels, for prediction).
+        kind: "classification" (int64 labels), "regression" (float32 labels), "token-classification" and "generation"
+            (lists of labels, see ``encoding``), or None (no labels, for prediction).
+        encoder_decoder: for generation, whether the response is a sequence of its own (T5) or follows its prompt.
 
     Raises:
         SettingsError: ``max_length`` leaves no room for text.
@@ -109,13 +140,21 @@ def encode_task(
         raise SettingsError(
             f"max_length is {max_length}", why="Special tokens leave no room for text.", fix="max_length=128"
         )
-    labels, pad_id = _labels(examples, kind), TokenizerFacts.of(tokenizer).padding()
+    pad_id = TokenizerFacts.of(tokenizer).padding()
     with_types = "token_type_ids" in tokenizer.model_input_names
+    if kind == "generation":
+        pieces = encode_responses(examples, tokenizer, max_length, encoder_decoder=encoder_decoder)
+        return _of_pieces(pieces, pad_id, max_length, "target" if encoder_decoder else "next")
+    if examples[0].words is not None:
+        wanted = kind is not None
+        pieces = encode_words(examples, tokenizer, max_length, with_types=with_types, with_labels=wanted)
+        return _of_pieces(pieces, pad_id, max_length, "position")
+    labels = _labels(examples, kind)
     input_ids: list[list[int]] = []
     token_type_ids: list[list[int]] = []
     truncated = 0
-    for start in range(0, len(examples), _TEXTS_AT_ONCE):
-        ids, types, cut = _encode_chunk(examples[start : start + _TEXTS_AT_ONCE], tokenizer, max_length, with_types)
+    for start in range(0, len(examples), TEXTS_AT_ONCE):
+        ids, types, cut = _encode_chunk(examples[start : start + TEXTS_AT_ONCE], tokenizer, max_length, with_types)
         input_ids.extend(ids)
         token_type_ids.extend(types)
         truncated += cut
@@ -129,6 +168,47 @@ def encode_task(
         )
     types_or_none = token_type_ids if with_types else None
     return Encoded(input_ids, types_or_none, labels, lengths, truncated, pad_id, max_length)
+
+
+def encode_prompts(prompts: Sequence[str], tokenizer: Any, max_length: int, encoder_decoder: bool = False) -> Encoded:
+    """Prompts to answer, as ``encode_task`` puts them before a response; too long ones lose their beginning.
+
+    A decoder goes on from the end of a row, so its prompts are padded on the left.
+
+    Args:
+        prompts: texts.
+        tokenizer: a transformers tokenizer.
+        max_length: longest length in tokens; for decoders leave room below the model's longest for the response.
+        encoder_decoder: whether the model reads the prompt with an encoder.
+
+    Raises:
+        SettingsError: ``max_length`` leaves no room for text.
+        DataError: no prompts, a prompt without any token, or no token that can pad.
+    """
+    if not prompts:
+        raise DataError("there are no prompts to encode", why="A batch needs at least one text.")
+    pad_id = TokenizerFacts.of(tokenizer).padding()
+    pieces = encode_prompts_alone(prompts, tokenizer, max_length, encoder_decoder=encoder_decoder)
+    encoded = _of_pieces(pieces, pad_id, max_length, "target" if encoder_decoder else "next")
+    return encoded if encoder_decoder else replace(encoded, padding_side="left")
+
+
+def _of_pieces(pieces: Pieces, pad_id: int, max_length: int, layout: Layout) -> Encoded:
+    targets = pieces.labels if layout == "target" else []
+    lengths = np.array([len(ids) for ids in pieces.input_ids], dtype=np.int64)
+    if targets:
+        lengths += np.array([len(target) for target in targets], dtype=np.int64)
+    return Encoded(
+        input_ids=pieces.input_ids,
+        token_type_ids=pieces.token_type_ids or None,
+        labels=pieces.labels or None,
+        lengths=lengths,
+        truncated=pieces.truncated,
+        pad_id=pad_id,
+        max_length=max_length,
+        layout=layout,
+        first_pieces=pieces.first_pieces or None,
+    )
 
 
 def _labels(examples: Sequence[Example], kind: str | None) -> Tensor | None:

@@ -13,13 +13,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from anytune.errors import DataError, SettingsError
 
 SPLITS = ("train", "validation", "test")
-#: Regression labels are stratified in at most so many slices of equal size, from low to high.
+#: Regression labels and lengths of responses are stratified in at most so many slices of equal size, from low to high.
 REGRESSION_STRATA = 10
 
 
@@ -35,15 +36,21 @@ def permutation(count: int, *parts: str | int) -> np.ndarray:
     return np.argsort(np.asarray(draws), kind="stable")
 
 
-def strata_of(labels: Sequence[int | float], kind: str) -> list[int]:
-    """The stratum of each row: its class, or for regression the slice of the rows, from low to high, it falls into.
+def strata_of(labels: Sequence[Any], kind: str) -> list[int]:
+    """The stratum of each row.
 
-    There are up to ten slices, of at least five rows each.
+    Classification: its class. Token-classification: the tag in the sentence that the fewest sentences have, so that
+    splits and subsets hold rare tags too. Regression and generation: the slice of the rows that its number, or the
+    length of its response, falls into, from low to high; there are up to ten slices, of at least five rows each.
     """
-    if kind != "regression":
+    if kind == "classification":
         return [int(label) for label in labels]
+    if kind == "token-classification":
+        having = Counter(tag for tags in labels for tag in set(tags))
+        return [min(tags, key=lambda tag: (having[tag], tag)) for tags in labels]
+    values = [len(label) if kind == "generation" else float(label) for label in labels]
     strata = np.zeros(len(labels), dtype=np.int64)
-    ranked = np.argsort(np.asarray(labels, dtype=np.float64), kind="stable")
+    ranked = np.argsort(np.asarray(values, dtype=np.float64), kind="stable")
     slices = max(1, min(REGRESSION_STRATA, len(labels) // 5))
     strata[ranked] = np.arange(len(labels)) * slices // max(len(labels), 1)
     return strata.tolist()

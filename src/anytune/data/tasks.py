@@ -11,17 +11,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from anytune import manifests
 from anytune.data import labels, sources, splits
 from anytune.data.columns import choose_columns, require_column
 from anytune.data.tables import listed
 from anytune.errors import SettingsError, unknown
-from anytune.metrics import METRICS, default_metric
+from anytune.metrics import METRICS, Kind, default_metric
 
-Kind = Literal["classification", "regression"]
-KINDS = ("classification", "regression")
+KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,18 @@ class Example:
     """One labelled text.
 
     Attributes:
-        text: the text, or the first of a pair.
+        text: the text, or the first of a pair; for generation the prompt; for token-classification the words joined
+            by one space.
         text_pair: the second of a pair, else None.
-        label: an index into the task's label names, or for regression a finite number.
+        label: an index into the task's label names; for regression a finite number; for token-classification an
+            index a word; for generation the response.
+        words: the words that carry tags (token-classification), else None.
     """
 
     text: str
     text_pair: str | None
-    label: int | float
+    label: int | float | str | tuple[int, ...]
+    words: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,12 @@ class Task:
 
     Attributes:
         name: what tables call it.
-        kind: "classification" or "regression".
+        kind: one of ``KINDS``.
         metric: a name of ``anytune.metrics.METRICS``; the validation score that selects.
         train: examples to tune on.
         validation: examples to select on.
         test: examples to report on.
-        label_names: names of the classes, in a stable order; empty for regression.
+        label_names: names of the classes or tags, in a stable order; empty for regression and generation.
         text_columns: the columns the texts came from, one or two.
         label_column: the column the labels came from.
         ref: "sample:NAME" or a data set id, where the task can be had again; None for local files.
