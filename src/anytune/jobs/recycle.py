@@ -64,7 +64,7 @@ def recycle(
     old = base_of_delta(entry, place, old_base)
     new = open_base(base, place)
     data = _task_of(entry.manifest, task, columns)
-    if train_size or per_class:
+    if train_size is not None or per_class is not None:
         data = data.subset(train_size=train_size, per_class=per_class, seed=0)
     check_labels(entry.manifest, data)
     moved_delta = moved(entry, old, new)

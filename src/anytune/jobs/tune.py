@@ -58,7 +58,7 @@ def tune(
     place = open_store(store)
     opened = open_base(base, place)
     data = open_task(dict(task) if isinstance(task, Mapping) else task, **columns)
-    if train_size or per_class:
+    if train_size is not None or per_class is not None:
         data = data.subset(train_size=train_size, per_class=per_class, seed=0)
     if keep not in ("weights", "scores"):
         raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")

@@ -26,6 +26,10 @@ from anytune.models.fingerprint import TOKENIZER_FILES, VOCABULARY_FILES, finger
 from anytune.models.weights import SINGLE_FILE, StoredWeights, write_tensors
 
 
+#: What weights may be stored as.
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
 class BaseTensors(Mapping[str, Tensor]):
     """Canonical name -> tensor in its stored dtype, read from the folder when asked for.
 
@@ -45,6 +49,10 @@ class BaseTensors(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return self._stored.shape(self._names[name])
 
 
 @dataclass(frozen=True)
@@ -90,15 +98,30 @@ class Base:
             if not any((self.folder / name).is_file() for name in VOCABULARY_FILES):
                 raise FileNotFoundError(f"none of {', '.join(VOCABULARY_FILES)} is there")
             with compat.quiet_transformers():
-                return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(
+                    str(self.folder), local_files_only=True, trust_remote_code=False
+                )
         except Exception as problem:
             raise BaseError(
                 f"{self.folder} has no tokenizer that can be read: {str(problem).splitlines()[0]}",
                 why="Text cannot be turned into tokens without it.",
                 fix="copy the model's tokenizer.json into the folder",
             ) from problem
+        self._check_vocabulary(tokenizer)
+        return tokenizer
 
-    def tensors(self, *, pretraining_head: bool = False) -> Mapping[str, Tensor]:
+    def _check_vocabulary(self, tokenizer: Any) -> None:
+        """Every word must have an embedding: a foreign tokenizer would end in an index error deep in a model."""
+        rows = self.tensors().shape(self.anatomy.word_embeddings)[0]
+        word, largest = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1))
+        if largest >= rows:
+            raise BaseError(
+                f"the tokenizer in {self.folder} has the word {word!r} as number {largest}, the model has {rows} words",
+                why="The tokenizer belongs to another model, or words were added to it alone.",
+                fix="copy the tokenizer files of this very model into the folder",
+            )
+
+    def tensors(self, *, pretraining_head: bool = False) -> BaseTensors:
         """Canonical name -> backbone tensor in its stored dtype; each is read when asked for.
 
         Args:
@@ -223,7 +246,7 @@ class Base:
         parts = self.anatomy.split(self.stored)
         names = (*parts.backbone, *parts.pretraining_head) if with_pretraining_head else parts.backbone
         # transformers makes parameters of these very tensors; each read of the file gives a copy of its own.
-        state = {self._name_in_model(name): self.stored[name].to(dtype) for name in names}
+        state = {self._name_in_model(name): self._weight(name).to(dtype) for name in names}
         try:
             model, _ = compat.model_from_state(self._class(purpose), config, dict(state), dtype, seed)
         except (RuntimeError, ValueError, KeyError) as problem:
@@ -247,6 +270,21 @@ class Base:
                 fix="copy or download the folder again; its config.json must describe its weights",
             )
         return model.eval(), fresh
+
+    def _weight(self, name: str) -> Tensor:
+        """A weight as stored.
+
+        Raises:
+            BaseError: it holds no real numbers of at least 16 bits: casting them would give other weights silently.
+        """
+        tensor = self.stored[name]
+        if tensor.dtype not in WEIGHT_DTYPES:
+            raise BaseError(
+                f"{name} in {self.folder} is stored as {str(tensor.dtype).removeprefix('torch.')}",
+                why="Weights are real numbers of 16 bits or more; quantised ones need their scales to mean anything.",
+                fix="name the model's unquantised folder or hub id",
+            )
+        return tensor
 
 
 def _names_without_a_source(model: Any, given: set[str]) -> list[str]:

@@ -165,7 +165,13 @@ def read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     raw = read_json(folder / "config.json")
-    anatomy_of(str(raw.get("model_type", "")))
+    if not raw.get("model_type"):
+        raise BaseError(
+            f"{folder / 'config.json'} names no model_type",
+            why="It says which kind of model the weights are.",
+            fix='"model_type": "bert" in config.json   (or copy the folder again)',
+        )
+    anatomy_of(str(raw["model_type"]))
     if raw.get("quantization_config"):
         raise BaseError(
             f"{folder} holds quantised weights",
