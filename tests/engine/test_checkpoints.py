@@ -65,7 +65,7 @@ def test_a_snapshot_with_views_and_shared_storage_comes_back(tmp_path):
 
 
 def test_only_the_newest_are_kept_in_the_order_of_their_steps(tmp_path):
-    for step in (1, 9, 10, 100_000_000, 99_999_999):
+    for step in (1, 9, 10, 99_999_999, 100_000_000):
         save_checkpoint(tmp_path, snapshot(step), keep=3)
     assert [int(path.name[5:]) for path in checkpoints(tmp_path)] == [10, 99_999_999, 100_000_000]
     assert load_checkpoint(tmp_path).step == 100_000_000
@@ -77,20 +77,49 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert load_checkpoint(tmp_path).tensors["model/w"].shape == (1,)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "no tensors", "no JSON", "other JSON", "no step"])
+def test_a_damaged_later_checkpoint_never_pushes_out_those_that_are_made_anew(tmp_path):
+    """A run that had to go back writes earlier steps: were the newest by number kept, nothing of it would stay."""
+    save_checkpoint(tmp_path, snapshot(400))
+    (tmp_path / "step-00000400" / "state.safetensors").write_bytes(b"")
+    for step in (100, 200):
+        save_checkpoint(tmp_path, snapshot(step), keep=1)
+        assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step:08d}"]
+
+
+def test_a_snapshot_is_written_from_where_it_lies(tmp_path, monkeypatch):
+    seen = {}
+    real = module.save_file
+    monkeypatch.setattr(module, "save_file", lambda tensors, path: (seen.update(tensors), real(tensors, path)))
+    whole = torch.arange(12.0)
+    save_checkpoint(tmp_path, Snapshot(5, {"a": whole, "b": whole[3:5]}))
+    assert seen["a"].data_ptr() == whole.data_ptr()
+    assert seen["b"].data_ptr() != whole[3:5].data_ptr(), "what shares its storage is copied: safetensors refuses it"
+
+
+DAMAGES = ["truncated", "zeroed", "empty", "no tensors", "no JSON", "other JSON", "no step", "other format"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
     save_checkpoint(tmp_path, snapshot(1))
     newest = save_checkpoint(tmp_path, snapshot(2))
     tensors, values = newest / "state.safetensors", newest / "state.json"
     if damage == "truncated":
         tensors.write_bytes(tensors.read_bytes()[:-3])
+    elif damage == "zeroed":
+        tensors.write_bytes(tensors.read_bytes()[:-3] + b"\0\0\0")
     elif damage == "empty":
         tensors.write_bytes(b"")
     elif damage == "no tensors":
         tensors.unlink()
     else:
-        values.write_text({"no JSON": "{", "other JSON": "[1]", "no step": "{}"}[damage])
-    assert load_checkpoint(tmp_path).step == 1
+        values.write_text({"no JSON": "{", "other JSON": "[1]", "no step": "{}", "other format": "{}"}[damage])
+        if damage == "no step":
+            values.write_text('{"format": 2}')
+    told = []
+    assert load_checkpoint(tmp_path, told.append).step == 1
+    assert len(told) == 1
+    assert "step-00000002 cannot be used" in told[0]
 
 
 def test_a_folder_without_checkpoints_gives_none(tmp_path):
