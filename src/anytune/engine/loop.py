@@ -20,10 +20,12 @@ from torch import Tensor, nn
 
 from anytune.engine.checkpoints import Snapshot, load_checkpoint, save_checkpoint
 from anytune.engine.interrupts import InterruptedRunError, postponed_interrupt
+from anytune.engine.processes import noticing_loss
 from anytune.engine.progress import JsonLines, Reporter, Silent
-from anytune.engine.run_state import RunState, TrainingResult
-from anytune.engine.runtime import Runtime
-from anytune.engine.settings import TrainingSettings, learning_rate_share
+from anytune.engine.run_state import RunState, TrainingResult, library_versions
+from anytune.engine.runtime import Runtime, derive_seed
+from anytune.engine.settings import TrainingSettings, decisive, differences, learning_rate_share
+from anytune.engine.sharding import Alone, Copies, ShardedModel, check_sharded
 from anytune.engine.stages import default_groups, stage_borders
 from anytune.errors import TrainingError
 from anytune.manifests import METRICS_NAME, CurvePoint
@@ -84,14 +86,17 @@ def train(
         work: folder for checkpoints and ``metrics.jsonl``; None keeps nothing.
 
     Raises:
-        TrainingError: the loss is not finite, nothing is trainable, a checkpoint cannot be written.
+        TrainingError: the loss is not finite, nothing is trainable, a checkpoint cannot be written, or the one in
+            ``work`` was made with other settings (each is named).
         InterruptedRunError: Ctrl-C or SIGTERM came (a checkpoint is written first, so that the same command goes on).
     """
-    return _Loop(
+    loop = _Loop(
         model=model, methods=methods, objective=objective, batches=batches, steps=steps, settings=settings,
         learning_rate=learning_rate, runtime=runtime, evaluate=evaluate, work=work, title=title,
         reporter=reporter if reporter is not None and runtime.rank == 0 else Silent(),
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    with noticing_loss():
+        return loop.run()
 
 
 @dataclass(kw_only=True)
@@ -121,6 +126,10 @@ class _Loop:
         self.every = self.settings.evaluate_every or max(1, math.ceil(self.steps / 10))
         self.state = RunState(model=self.model, methods=self.methods, runtime=self.runtime)
         self.saved_at = time.monotonic()
+        self.sharded: ShardedModel | None = None
+        # what the processes agreed on in this step's count of items: to stop after it, to write a checkpoint
+        self.asked: Callable[[], bool] = lambda: False
+        self.agreed_stop, self.agreed_save = False, False
 
     # ------------------------------------------------------------------ the run
 
@@ -133,9 +142,12 @@ class _Loop:
                 torch.set_num_threads(threads)
 
     def _run(self) -> TrainingResult:
-        resumed = load_checkpoint(self.work) if self.work else None
-        if resumed is not None:
-            self._restore(resumed)
+        if self.runtime.sharded and self.steps:
+            check_sharded(self.methods)
+            self.sharded = ShardedModel(self.module, self.model, self.runtime)
+        resumed = self._resumed()
+        if resumed is None and self.runtime.rank > 0:  # dropout must not be the same on every process's batches
+            torch.manual_seed(derive_seed(torch.initial_seed(), "process", self.runtime.rank))
         path = self.work / METRICS_NAME if self.work and self.runtime.rank == 0 else None
         self.log = JsonLines(path, resume_at=self.state.step)
         self.reporter.start(self.title, self.steps, self.state.step)
@@ -156,7 +168,7 @@ class _Loop:
 
     def _stage(self, stage: Stage, begin: int, end: int, resumed: Snapshot | None) -> None:
         module = self._prepare(begin, resumed)
-        with postponed_interrupt() as interrupted:
+        with postponed_interrupt() as self.asked:
             while self.state.step < end:
                 began = time.perf_counter()
                 share = learning_rate_share(
@@ -166,13 +178,13 @@ class _Loop:
                 self.state.step += 1
                 evaluates = self.state.step % self.every == 0 or self.state.step == self.steps
                 looks = evaluates or self.state.step % LOG_EVERY == 0 or self.state.step == end
-                loss = self.state.summed.item() / (self.state.step - self.state.looked) if looks else None
+                loss = self._mean_loss() if looks else None
                 self.state.result.seconds += time.perf_counter() - began
                 if loss is not None:
                     self._look(loss, share)
                 if evaluates:
                     self._evaluate()
-                stop = interrupted()
+                stop = self.agreed_stop if self.runtime.world > 1 else self.asked()
                 if stop or self._checkpoint_due():
                     self._save()
                 if stop:
@@ -205,6 +217,9 @@ class _Loop:
             self.state.load(self.state.best)
         else:
             self.state.result.best_step = self.state.step
+        if self.sharded is not None:
+            self.sharded.check()
+            self.sharded.undo()
         for name, tensor in trainable(self.model).items():
             if not torch.isfinite(tensor).all():  # the last step's own update is in no loss above
                 raise self._not_finite(f"the weights of {name} are not finite after step {self.state.step}")
@@ -252,12 +267,19 @@ class _Loop:
         """Items of the step over all processes; they and the examples are added to the result."""
         counts = [sum(batch["num_items"] for batch in micro), sum(len(batch["input_ids"]) for batch in micro)]
         if self.runtime.world > 1:
-            everywhere = torch.tensor(counts, device=self.runtime.device)
+            # the clock of process 0 decides when a checkpoint is due, and a signal to any process stops all
+            wishes = [self.asked(), self.runtime.rank == 0 and self._time_to_save()]
+            everywhere = torch.tensor([*counts, *map(int, wishes)], device=self.runtime.device)
             torch.distributed.all_reduce(everywhere)
-            counts = everywhere.tolist()
+            *counts, stop, save = everywhere.tolist()
+            self.agreed_stop, self.agreed_save = bool(stop), bool(save)
         self.state.result.items += counts[0]
         self.state.result.examples += counts[1]
         return counts[0]
+
+    def _mean_loss(self) -> float:
+        """Mean loss of the steps since the last look, over all processes."""
+        return self.runtime.mean(self.state.summed).item() / (self.state.step - self.state.looked)
 
     def _look(self, loss: float, share: float) -> None:
         self._check(loss)
@@ -281,9 +303,7 @@ class _Loop:
     def _evaluate(self) -> None:
         if self.evaluate is None:
             return
-        self.model.eval()
-        with torch.no_grad():
-            found = self.evaluate(self.model)
+        found = self._scored(self.evaluate)
         seconds = round(self.state.result.seconds, 3)
         scores: dict[str, float | None] = dict(found.scores)
         if found.loss is not None:
@@ -297,29 +317,73 @@ class _Loop:
         if self.settings.keep == "best":
             self.state.note_best(found.better)
 
+    def _scored(self, evaluate: Callable[[nn.Module], Evaluation]) -> Evaluation:
+        """Process 0's scores, in every process, so that all keep the same weights as the best."""
+        self.model.eval()
+        with torch.no_grad():
+            if self.sharded is None:
+                return self.runtime.first(lambda: evaluate(self.model))
+            found: Evaluation = self.sharded.call(evaluate)  # each process holds a part of the weights
+            return self.runtime.first(lambda: found)
+
     # ------------------------------------------------------------------ state
 
     def _checkpoint_due(self) -> bool:
         if self.state.step == self.steps:
             return False
         every = self.settings.checkpoint_every
-        return self.state.step % every == 0 if every else time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+        if every:
+            return self.state.step % every == 0
+        return self.agreed_save if self.runtime.world > 1 else self._time_to_save()
+
+    def _time_to_save(self) -> bool:
+        return time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
 
     def _save(self) -> None:
-        if self.work is None or self.runtime.rank != 0:
+        if self.work is None:
             return
-        self._check(self.state.summed.item())  # or the same command would for ever go on from broken weights
+        self._check(
+            self.runtime.mean(self.state.summed).item()
+        )  # or the same command would for ever go on from broken weights
+        self.log.sync()
         save_checkpoint(self.work, self._snapshot(), self.settings.checkpoints_kept)
         self.saved_at = time.monotonic()
 
     def _snapshot(self) -> Snapshot:
         snapshot = self.state.snapshot()
-        snapshot.values["threads"] = torch.get_num_threads()
+        snapshot.values |= {
+            "run": self._decides(), "threads": torch.get_num_threads(), "versions": library_versions(),
+        }  # fmt: skip
         return snapshot
 
-    def _restore(self, saved: Snapshot) -> None:
+    def _decides(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with for the run to go on from it."""
+        return {
+            **decisive(self.settings), "steps": self.steps, "learning_rate": self.learning_rate,
+            "precision": self.runtime.precision, "processes": self.runtime.world,
+            "methods": [method.name for method in self.methods],
+        }  # fmt: skip
+
+    def _resumed(self) -> Snapshot | None:
+        """The checkpoint to go on from, its state put in place; None where the run begins at step 0."""
+        if self.work is None:
+            return None
+        saved = load_checkpoint(self.work, lambda which: self.reporter.say(f"{self.title}: {which}"))
+        if saved is None:
+            return None
+        changed = differences(saved.values["run"], self._decides())
+        if changed:
+            raise TrainingError(
+                f"{self.title}: its checkpoint at step {saved.step} has other settings: {', '.join(changed)}",
+                why="Going on with these would give weights that belong to neither run.",
+                fix="the settings it was begun with, or resume='never' (--restart) to begin at step 0",
+            )
+        others = differences(saved.values["versions"], library_versions())
+        if others:
+            self.reporter.say(f"{self.title}: going on with other versions, so bits may differ: {', '.join(others)}")
         threads = saved.values["threads"]
         if threads != torch.get_num_threads():  # sums are split by threads: another count, other bits
             self.reporter.say(f"{self.title}: going on with {threads} threads, as it was begun")
             torch.set_num_threads(threads)
         self.state.restore(saved)
+        return saved

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from anytune.errors import TrainingError
 from anytune.manifests import write_atomic
 
 
@@ -165,14 +168,35 @@ class JsonLines:
 
     def write(self, **values: Any) -> None:
         """Append a line; NaN and infinity, which JSON lacks, become null."""
-        if self._handle is not None:
+        if self._handle is None:
+            return
+        try:
             self._handle.write(json.dumps(_finite(values), allow_nan=False) + "\n")
+        except OSError as problem:
+            raise self._unwritable(problem) from problem
+
+    def sync(self) -> None:
+        """Have every line so far on the disk: a checkpoint must not outlive the lines before it."""
+        if self._handle is not None:
+            try:
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
+            except OSError as problem:
+                raise self._unwritable(problem) from problem
 
     def close(self) -> None:
         """Close the file."""
         if self._handle is not None:
-            self._handle.close()
+            with contextlib.suppress(OSError):  # a full disk was reported when the line was written
+                self._handle.close()
             self._handle = None
+
+    def _unwritable(self, problem: OSError) -> TrainingError:
+        return TrainingError(
+            f"cannot write {self.path}: {problem.strerror or problem}",
+            why="The run stops here; its last whole checkpoint is kept.",
+            fix="free some space and give the same command again: it goes on from that checkpoint",
+        )
 
 
 def _finite(value: Any) -> Any:

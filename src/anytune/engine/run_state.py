@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ class TrainingResult:
     items: int = 0
     best_step: int = 0
     curve: list[CurvePoint] = field(default_factory=list)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes: with others the bits of a run may be others."""
+    return {name: version(name) for name in ("anytune", "torch", "transformers", "peft", "accelerate")}
 
 
 @dataclass(kw_only=True)

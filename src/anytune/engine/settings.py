@@ -47,6 +47,19 @@ def decisive(settings: TrainingSettings) -> dict[str, Any]:
     return {name: value for name, value in settings.model_dump().items() if name not in RESULTLESS}
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two runs' settings, each as ``"learning_rate 0.001 -> 0.002"``; [] if nothing does."""
+    return [
+        f"{name} {_shown(before.get(name))} -> {_shown(now.get(name))}"
+        for name in dict.fromkeys([*before, *now])
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
 def training_settings(values: Mapping[str, Any] | TrainingSettings | None, **defaults: Any) -> TrainingSettings:
     """Check settings; ``defaults`` fill what is not given.
 
