@@ -19,6 +19,7 @@ from anytune._version import __version__
 if TYPE_CHECKING:
     from anytune.data.domains import load_domain as load_domain
     from anytune.data.tasks import load_task as load_task
+    from anytune.engine.hf_trainer import hf_trainer as hf_trainer
     from anytune.jobs.load import evaluate as score  # noqa: F401
     from anytune.jobs.load import export as export
     from anytune.jobs.load import load as load
@@ -44,6 +45,7 @@ _HOMES = {
     "merge": "anytune.jobs.load",
     "export": "anytune.jobs.load",
     "write_report": "anytune.jobs.report",
+    "hf_trainer": "anytune.engine.hf_trainer",
     "run": "anytune.jobs.recipes",
     "open_base": "anytune.jobs.opening",
     "load_task": "anytune.data.tasks",

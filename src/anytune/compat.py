@@ -77,7 +77,16 @@ def adapter_task_type(model: Any) -> str | None:
         "CAUSAL_LM": "clm",
     }
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return next((name for name, purpose in purposes.items() if model_class(purpose, inner.config) is type(inner)), None)
+    return next(
+        (name for name, purpose in purposes.items() if model_class(purpose, inner.config) is type(inner)), None
+    )
+
+
+def linear_types() -> tuple[type, ...]:
+    """The classes of linear maps: torch's, and the one of GPT-2 whose weight is stored as [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    return torch.nn.Linear, Conv1D
 
 
 def tied_head_names(model_class: Any, config: Any) -> dict[str, str]:
@@ -117,3 +126,17 @@ def set_adapter_state(peft_model: Any, tensors: dict[str, torch.Tensor]) -> None
     from peft import set_peft_model_state_dict
 
     set_peft_model_state_dict(peft_model, tensors)
+
+
+def checkpoint_name(step: int) -> str:
+    """What the Trainer calls the folder of a checkpoint."""
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    return f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def last_checkpoint(folder: str) -> str | None:
+    """The newest checkpoint that a Trainer has left in a folder."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(folder)

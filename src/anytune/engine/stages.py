@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn, optim
 
+from anytune.engine.sharding import like
 from anytune.errors import MethodError
-from anytune.methods.protocol import Stage
+from anytune.methods.protocol import Method, Stage
 from anytune.methods.step import trainable
 
 
@@ -38,6 +39,18 @@ def default_groups(model: nn.Module, learning_rate: float, weight_decay: float) 
     return [group for group in groups if group["params"]]
 
 
+def method_groups(
+    model: nn.Module, methods: Sequence[Method], learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The default groups as the methods want them, each with its ``peak`` rate: what AdamW is made from."""
+    groups = default_groups(model, learning_rate, weight_decay)
+    for method in methods:
+        groups = method.param_groups(model, groups)
+    for group in groups:
+        group["peak"] = group["lr"]
+    return groups
+
+
 def moments(optimizer: optim.Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's state by parameter name; a parameter that never had a gradient has none."""
     state = optimizer.state
@@ -50,7 +63,7 @@ def restore_moments(optimizer: optim.Optimizer, stored: Mapping[str, Mapping[str
         if name in stored:
             optimizer.state[parameter] = {
                 # as torch does it: step counts live on the CPU, but a fused AdamW wants them beside the weights
-                key: value.to(parameter.device) if key != "step" or group.get("fused") else value
+                key: like(value.to(parameter.device), parameter) if key != "step" or group.get("fused") else value
                 for key, value in stored[name].items()
             }
 

@@ -154,7 +154,7 @@ def describe(name: str) -> list[Setting]:
     return rows
 
 
-def parse(specifications: str | Sequence[Any] | Mapping[str, Any], room: str) -> list[Method]:
+def parse(specifications: str | Sequence[Any] | Mapping[str, Any], room: str | None = None) -> list[Method]:
     """Methods from what a recipe or ``--method`` gives.
 
     Accepted: ``"lora"``, ``["full", "llrd"]``, ``{"name": "lora", "r": 8}``, a list that mixes these, and Method
