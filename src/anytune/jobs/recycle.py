@@ -8,7 +8,7 @@ from typing import Any
 from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
-from anytune.errors import DataError, DeltaError, StoreError
+from anytune.errors import DataError, DeltaError, StoreError, WrongBaseError
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_store, open_task
 from anytune.jobs.tune import Source, check_seeds, recipe_of
 from anytune.jobs.tuning import EncodedTask, Outdated, TuningPlan, load_delta, tune_once
@@ -67,6 +67,7 @@ def recycle(
     if train_size is not None or per_class is not None:
         data = data.subset(train_size=train_size, per_class=per_class, seed=0)
     check_labels(entry.manifest, data)
+    check_vocabulary(old, new)
     moved_delta = moved(entry, old, new)
     given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
     settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new)
@@ -103,6 +104,28 @@ def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:
     if isinstance(delta, FullDelta):
         return delta if delta.base.backbone == new.identity.backbone else delta.rebased(new.identity)
     return complete_head(delta, entry, old).rebase(old.tensors(), new.tensors(), new.anatomy)
+
+
+def check_vocabulary(old: Base, new: Base) -> None:
+    """Every word of the old base must have the same number in the new one; words may have been added.
+
+    Shapes would not tell: with the same number of words, each tuned embedding would land on another word.
+
+    Raises:
+        WrongBaseError: some words have another number, or none.
+    """
+    if old.identity.vocabulary == new.identity.vocabulary:
+        return
+    before, after = old.tokenizer().get_vocab(), new.tokenizer().get_vocab()
+    changed = sorted(word for word, number in before.items() if after.get(word) != number)
+    if changed:
+        word = changed[0]
+        raise WrongBaseError(
+            f"the vocabularies of {old.name} and {new.name} differ in {len(changed)} of {len(before)} words: "
+            f"{word!r} is number {before[word]} in one and {after.get(word, 'none')} in the other",
+            why="The tuned weights were learned for other words.",
+            fix=f"an upgrade of {old.name} that keeps its vocabulary, or tune the task afresh on {new.name}",
+        )
 
 
 def complete_head(adapter: AdapterDelta, entry: Entry, base: Base) -> AdapterDelta:

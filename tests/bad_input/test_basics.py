@@ -7,56 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bad_input.checks import QUICK, STORE, check, content, nothing_written, refused
 from tests.conftest import tiny_rows, write_rows
-
-STORE = "kept"
-QUICK = ("--store", STORE, "--steps", 2, "--batch-size", 8, "--quiet")
-
-
-@pytest.fixture(scope="module")
-def tuned_store(tmp_path_factory, tiny_base, tiny_task) -> Path:
-    """A store with one full and one LoRA delta of the tiny task; only copied, never changed."""
-    from anytune.jobs.tune import tune
-
-    store = tmp_path_factory.mktemp("tuned") / "store"
-    for method in ("full", "lora"):
-        tune(str(tiny_base), str(tiny_task), store=store, method=method, training={"steps": 2, "batch_size": 8})
-    return store
-
-
-@pytest.fixture
-def own_store(tuned_store, tmp_path) -> Path:
-    return Path(shutil.copytree(tuned_store, tmp_path / STORE))
-
-
-def content(store: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*") if path.is_file()}
-
-
-def check(answer, *values: str, fix: str = "") -> None:
-    """One error in three parts on stderr, with the values in it; exit 2, no traceback, nothing on stdout."""
-    assert answer.code == 2, answer
-    assert answer.err.startswith("error: "), answer.err
-    assert answer.err.count("error:") == 1
-    assert "Traceback" not in answer.err
-    assert "bug" not in answer.err
-    assert "\x1b" not in answer.err
-    assert answer.out == ""
-    for value in values:
-        assert value in answer.err, answer.err
-    if fix:
-        [line] = [line for line in answer.err.splitlines() if line.startswith("try: ")]
-        assert fix in line
-
-
-def nothing_written() -> None:
-    assert not Path(STORE).exists()
-
-
-def refused(cli, base, task, *values: str, fix: str = "", options=()) -> None:
-    check(cli("tune", base, task, *options, *QUICK), *values, fix=fix)
-    nothing_written()
-
 
 # Bases
 
