@@ -6,7 +6,7 @@ head, and a fast tokenizer. What makes the kinds hard to handle is kept as it is
 - gpt2 has no padding token, and one token for begin and end of text; llama has no padding token and puts a
   begin-of-text token in front; qwen2 and qwen3 pad with the end-of-text token and put nothing in front;
 - roberta counts positions from its padding id + 1; deberta-v2 has relative positions and no position table;
-- t5 has sentinels, one embedding for encoder and decoder, and a head tied to it ("t5-gated" has neither tie);
+- t5 has sentinels, one embedding for encoder and decoder, and a head tied to it ("t5-gated": an own, unscaled head);
 - gpt2 keeps its weights transposed.
 """
 
@@ -80,6 +80,10 @@ def make_model(kind: str, vocabulary_size: int, seed: int = 0, purpose: str = "p
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn(parameter.shape) * 0.05)
+            if kind == "t5-gated" and purpose == "pretraining":
+                # Its config says "tied" all the same; what the file holds decides.
+                model.lm_head.weight = torch.nn.Parameter(torch.randn(model.lm_head.weight.shape) * 0.05)
+                model.all_tied_weights_keys.pop("lm_head.weight")
     return model.eval()
 
 

@@ -1,174 +1,56 @@
 """Anatomy: where the parts of a model sit, for each kind of model, as data.
 
-A kind of model is one row of ``ANATOMIES``. Everything that has to know a tensor's name goes through here: which names
-are the backbone (kept, hashed, moved by deltas), which are the pre-training head, which belong to a task, and by which
-one name a tensor is known whatever class saved it. Adding a kind is adding a row.
-
-Canonical names are those of the bare backbone (``BertModel``): ``bert.encoder.layer.0.output.LayerNorm.gamma`` and
-``encoder.layer.0.output.LayerNorm.weight`` are both ``encoder.layer.0.output.LayerNorm.weight``.
+A kind of model is one row of ``ANATOMIES``; nothing else in anytune asks which kind it has before it. Adding a kind is
+adding a row: what each field means stands in ``layout.Anatomy``, and the tests hold every row against a really made
+model of its kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor, nn
+from anytune.errors import BaseError, nearest
+from anytune.models.layout import Anatomy, Parts, Stack
 
-from anytune.errors import BaseError, unknown
+__all__ = ["ANATOMIES", "Anatomy", "Parts", "Stack", "anatomy_of"]
 
-#: TensorFlow-era names of layer norms, still found in files.
-LEGACY_RENAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Names of tensors by the part they belong to, each in the order given."""
-
-    backbone: tuple[str, ...]
-    pretraining_head: tuple[str, ...]
-    task_head: tuple[str, ...]
-    #: masks and position tables that are made, not learned; tied copies
-    ignored: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """One kind of model. Paths are attributes of the bare backbone unless said otherwise."""
-
-    model_type: str
-    #: the attribute that holds the backbone in models with a head, and the prefix of its names there
-    prefix: str
-    #: first components of canonical backbone names
-    parts: tuple[str, ...]
-    word_embeddings: str
-    #: all that comes before the first block
-    embeddings: tuple[str, ...]
-    #: the list of blocks, first to last
-    blocks: str
-    #: sub-modules of one block
-    attention: tuple[str, ...]
-    feed_forward: tuple[str, ...]
-    norms: tuple[str, ...]
-    #: attributes of the pre-training model, called one after the other: hidden states -> logits
-    pretraining_head: tuple[str, ...]
-    objective: Literal["mlm", "clm"]
-    #: all linear layers of a block, as PEFT matches them (by the end of a name)
-    lora_targets: tuple[str, ...]
-    #: a module that some classes drop and others make afresh
-    pooler: str | None = None
-    #: further first components of the pre-training class that are no task's
-    extra_pretraining: tuple[str, ...] = ()
-    #: endings of names that hold no learned weights
-    ignored: tuple[str, ...] = ("position_ids", "token_type_ids", "rotary_emb.inv_freq")
-    #: rows of the position table that hold no position (RoBERTa kinds count from their padding id + 1)
-    position_offset: int = 0
-    #: canonical name -> the canonical name it is tied to, inside the backbone
-    tied: tuple[tuple[str, str], ...] = ()
-    renames: tuple[tuple[str, str], ...] = LEGACY_RENAMES
-
-    def canonical(self, name: str) -> str:
-        """The one name of a tensor, whatever class wrote it; names outside the backbone only lose legacy spellings."""
-        bare = name.removeprefix(f"{self.prefix}.")
-        if bare.split(".", 1)[0] not in self.parts:
-            bare = name
-        for old, new in self.renames:
-            if bare.endswith(old):
-                bare = bare.removesuffix(old) + new
-        return bare
-
-    def is_backbone(self, name: str) -> bool:
-        """Whether a name (in any spelling) belongs to the backbone, made-up buffers and tied copies included."""
-        return self.canonical(name).split(".", 1)[0] in self.parts
-
-    def is_ignored(self, name: str) -> bool:
-        """Whether a name holds no weights of its own: position ids, masks, the second name of a tied tensor."""
-        bare = self.canonical(name)
-        return any(bare == end or bare.endswith(f".{end}") for end in self.ignored) or bare in dict(self.tied)
-
-    def is_pooler(self, name: str) -> bool:
-        """Whether a name belongs to the pooler, which a file or class may leave out."""
-        return self.pooler is not None and self.canonical(name).startswith(f"{self.pooler}.")
-
-    def is_pretraining_head(self, name: str) -> bool:
-        """Whether a name belongs to the pre-training head (masked-word or next-word prediction)."""
-        first = name.split(".", 1)[0]
-        return not self.is_backbone(name) and first in {*self.pretraining_head, *self.extra_pretraining}
-
-    def split(self, names: Iterable[str]) -> Parts:
-        """Sort names into backbone, pre-training head, task head, and names without weights of their own."""
-        parts: dict[str, list[str]] = {"backbone": [], "pretraining_head": [], "task_head": [], "ignored": []}
-        for name in names:
-            if self.is_ignored(name):
-                parts["ignored"].append(name)
-            elif self.is_backbone(name):
-                parts["backbone"].append(name)
-            elif self.is_pretraining_head(name):
-                parts["pretraining_head"].append(name)
-            else:
-                parts["task_head"].append(name)
-        return Parts(**{part: tuple(found) for part, found in parts.items()})
-
-    def in_model(self, canonical: str) -> str:
-        """The name a canonical backbone tensor has in a model with a head: ``encoder.x`` -> ``bert.encoder.x``."""
-        return f"{self.prefix}.{canonical}"
-
-    def backbone(self, model: Any) -> nn.Module:
-        """The backbone of a task or pre-training model (of the model inside, for PEFT); a bare backbone is itself."""
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return getattr(inner, self.prefix, inner)
-
-    def pretraining_logits(self, model: Any, hidden: Tensor) -> Tensor:
-        """Vocabulary logits [..., vocabulary] of the pre-training head for hidden states [..., width].
-
-        Raises:
-            BaseError: the model has no pre-training head (it is a task model or a bare backbone).
-        """
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        for step in self.pretraining_head:
-            layer = getattr(inner, step, None)
-            if layer is None:
-                raise BaseError(
-                    f"{type(inner).__name__} has no '{step}'",
-                    why="Only a pre-training model predicts words.",
-                    fix="Base.pretraining_model(seed)",
-                )
-            hidden = layer(hidden)
-        return hidden
-
-    def block_modules(self, model: Any) -> list[nn.Module]:
-        """The blocks (transformer layers) of a model, first to last."""
-        return list(self.backbone(model).get_submodule(self.blocks).children())
-
-    def depth(self, name: str) -> int | None:
-        """How deep a named tensor sits: 0 for embeddings, i + 1 for block i, None for anything after the blocks."""
-        bare = self.canonical(name)
-        if bare.startswith(f"{self.blocks}."):
-            return int(bare.removeprefix(f"{self.blocks}.").split(".", 1)[0]) + 1
-        return 0 if any(bare == part or bare.startswith(f"{part}.") for part in self.embeddings) else None
-
-    def bias_names(self, model: nn.Module) -> list[str]:
-        """Names of the backbone's bias parameters in ``model``, layer norms included (what BitFit trains)."""
-        return [name for name, _ in model.named_parameters() if name.endswith(".bias") and self.is_backbone(name)]
-
-
+#: BERT's blocks, which RoBERTa and ELECTRA have too.
 _BERT_BLOCK: dict[str, Any] = {
     "word_embeddings": "embeddings.word_embeddings.weight",
-    "embeddings": ("embeddings",),
     "blocks": "encoder.layer",
     "attention": ("attention",),
     "feed_forward": ("intermediate", "output"),
     "norms": ("attention.output.LayerNorm", "output.LayerNorm"),
     "lora_targets": ("query", "key", "value", "intermediate.dense", "output.dense"),
-    "pooler": "pooler",
-    "parts": ("embeddings", "encoder", "pooler"),
     "objective": "mlm",
 }
 
+_BERT: dict[str, Any] = {
+    **_BERT_BLOCK,
+    "embeddings": ("embeddings",),
+    "parts": ("embeddings", "encoder", "pooler"),
+    "pooler": "pooler",
+}
+
+#: Llama's layout, which the Qwen kinds share (their attention has biases or norms of its own inside).
+_LLAMA: dict[str, Any] = {
+    "prefix": "model",
+    "parts": ("embed_tokens", "layers", "norm"),
+    "word_embeddings": "embed_tokens.weight",
+    "embeddings": ("embed_tokens",),
+    "blocks": "layers",
+    "attention": ("self_attn",),
+    "feed_forward": ("mlp",),
+    "norms": ("input_layernorm", "post_attention_layernorm"),
+    "pretraining_head": ("lm_head",),
+    "objective": "clm",
+    "lora_targets": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "last_token_head": "score",
+}
+
 _ROWS = (
-    Anatomy(model_type="bert", prefix="bert", pretraining_head=("cls",), **_BERT_BLOCK),
-    Anatomy(model_type="roberta", prefix="roberta", pretraining_head=("lm_head",), position_offset=2, **_BERT_BLOCK),
+    Anatomy(model_type="bert", prefix="bert", pretraining_head=("cls",), **_BERT),
+    Anatomy(model_type="roberta", prefix="roberta", pretraining_head=("lm_head",), position_offset=2, **_BERT),
     Anatomy(
         model_type="distilbert",
         prefix="distilbert",
@@ -184,20 +66,93 @@ _ROWS = (
         lora_targets=("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"),
     ),
     Anatomy(
-        model_type="llama",
+        model_type="electra",
+        prefix="electra",
+        parts=("embeddings", "embeddings_project", "encoder"),
+        embeddings=("embeddings", "embeddings_project"),
+        pretraining_head=("generator_predictions", "generator_lm_head"),
+        # The published bases are discriminators: they hold this head, which has nothing to do with words.
+        extra_pretraining=("discriminator_predictions",),
+        **_BERT_BLOCK,
+    ),
+    Anatomy(
+        model_type="deberta-v2",
+        prefix="deberta",
+        parts=("embeddings", "encoder"),
+        # The table of relative positions, its norm and the convolution are shared by or feed into all blocks.
+        embeddings=("embeddings", "encoder.rel_embeddings", "encoder.LayerNorm", "encoder.conv"),
+        pretraining_head=("cls",),
+        other_pretraining_heads=(("lm_predictions",),),
+        given_embeddings=("lm_predictions",),
+        extra_pretraining=("mask_predictions",),
+        **{**_BERT_BLOCK, "lora_targets": ("query_proj", "key_proj", "value_proj", "intermediate.dense",
+                                           "output.dense")},
+    ),
+    Anatomy(
+        model_type="modernbert",
         prefix="model",
-        parts=("embed_tokens", "layers", "norm"),
-        word_embeddings="embed_tokens.weight",
-        embeddings=("embed_tokens",),
+        parts=("embeddings", "layers", "final_norm"),
+        word_embeddings="embeddings.tok_embeddings.weight",
+        embeddings=("embeddings",),
         blocks="layers",
-        attention=("self_attn",),
+        attention=("attn",),
         feed_forward=("mlp",),
-        norms=("input_layernorm", "post_attention_layernorm"),
+        norms=("attn_norm", "mlp_norm"),
+        pretraining_head=("head", "decoder"),
+        warm_head=("head",),
+        objective="mlm",
+        lora_targets=("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"),
+    ),
+    Anatomy(
+        model_type="gpt2",
+        prefix="transformer",
+        parts=("wte", "wpe", "h", "ln_f"),
+        word_embeddings="wte.weight",
+        embeddings=("wte", "wpe"),
+        blocks="h",
+        attention=("attn",),
+        feed_forward=("mlp",),
+        norms=("ln_1", "ln_2"),
         pretraining_head=("lm_head",),
         objective="clm",
-        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        lora_targets=("c_attn", "c_proj", "c_fc"),
+        last_token_head="score",
+        # Old files keep the causal mask of each block beside its weights.
+        ignored=("attn.bias", "attn.masked_bias"),
+        transposed=True,
     ),
-)
+    Anatomy(model_type="llama", **_LLAMA),
+    Anatomy(model_type="qwen2", **_LLAMA),
+    Anatomy(model_type="qwen3", **_LLAMA),
+    Anatomy(
+        model_type="t5",
+        prefix="transformer",
+        pretraining_prefix="",
+        parts=("shared", "encoder", "decoder"),
+        word_embeddings="shared.weight",
+        embeddings=("shared",),
+        blocks="encoder.block",
+        attention=("layer.0.SelfAttention",),
+        feed_forward=("layer.1.DenseReluDense",),
+        norms=("layer.0.layer_norm", "layer.1.layer_norm"),
+        decoder=Stack(
+            blocks="decoder.block",
+            attention=("layer.0.SelfAttention", "layer.1.EncDecAttention"),
+            feed_forward=("layer.2.DenseReluDense",),
+            norms=("layer.0.layer_norm", "layer.1.layer_norm", "layer.2.layer_norm"),
+        ),
+        pretraining_head=("lm_head",),
+        scaled_by=("scale_decoder_outputs", "d_model"),
+        objective="span",
+        lora_targets=("q", "k", "v", "o", "wi", "wi_0", "wi_1", "wo"),
+        last_token_head="classification_head",
+        left_out=("decoder",),  # token classification reads the encoder alone
+        positions=None,
+        tied=(("encoder.embed_tokens.weight", "shared.weight"), ("decoder.embed_tokens.weight", "shared.weight")),
+        # A table that the first published files hold and no class has ever used.
+        ignored=("layer.1.EncDecAttention.relative_attention_bias.weight",),
+    ),
+)  # fmt: skip
 
 #: model_type -> anatomy. Adding a kind of model is adding a row above.
 ANATOMIES: dict[str, Anatomy] = {row.model_type: row for row in _ROWS}
@@ -207,10 +162,17 @@ def anatomy_of(config_or_model: Any) -> Anatomy:
     """The anatomy of a model, a transformers config, or a ``model_type``.
 
     Raises:
-        BaseError: the kind is not in the table; the error names the kinds that are.
+        BaseError: the kind is not in the table; the error names the kinds that are, and how one is added.
     """
     config = getattr(config_or_model, "config", config_or_model)
     model_type = config if isinstance(config, str) else getattr(config, "model_type", None) or ""
     if model_type not in ANATOMIES:
-        raise unknown("kind of model", model_type, ANATOMIES, BaseError)
+        near = nearest(model_type, ANATOMIES)
+        raise BaseError(
+            f"unknown kind of model '{model_type}'",
+            why=f"Known: {', '.join(sorted(ANATOMIES))}. Where the weights of another kind sit is not known.",
+            fix=f"{near}"
+            if near
+            else "a base of one of these kinds, or a row in anytune/models/anatomy.py that says so",
+        )
     return ANATOMIES[model_type]

@@ -25,7 +25,6 @@ from anytune.models.finding import find_folder
 from anytune.models.fingerprint import TOKENIZER_FILES, VOCABULARY_FILES, fingerprint_folder, read_config
 from anytune.models.weights import SINGLE_FILE, StoredWeights, write_tensors
 
-
 #: What weights may be stored as.
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -83,7 +82,7 @@ class Base:
     @property
     def position_limit(self) -> int | None:
         """The longest input in tokens, or None where the base states none."""
-        positions = getattr(self.config, "max_position_embeddings", None)
+        positions = getattr(self.config, self.anatomy.positions, None) if self.anatomy.positions else None
         return positions - self.anatomy.position_offset if isinstance(positions, int) else None
 
     def tokenizer(self) -> Any:
@@ -116,7 +115,8 @@ class Base:
         word, largest = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1], default=("", -1))
         if largest >= rows:
             raise BaseError(
-                f"the tokenizer in {self.folder} has the word {word!r} as number {largest}, the model has {rows} words",
+                f"the tokenizer in {self.folder} has the word {word!r} as number {largest}, the model has "
+                f"{rows} embeddings",
                 why="The tokenizer belongs to another model, or words were added to it alone.",
                 fix="copy the tokenizer files of this very model into the folder",
             )
@@ -185,7 +185,8 @@ class Base:
         if config.pad_token_id is None:
             # Decoders classify at the last token that is no padding, and must know which token that is.
             tokenizer = self.tokenizer()
-            config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else config.eos_token_id
+            ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+            config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
         purpose = "token-classification" if kind == "token-classification" else "sequence-classification"
         return self._load(purpose, config, dtype, seed, with_pretraining_head=False)
 
@@ -211,7 +212,7 @@ class Base:
         with torch.device("meta"), compat.quiet_transformers():
             kept = {self.anatomy.canonical(name) for name in cls(copy.deepcopy(self.config)).state_dict()}
         parts = self.anatomy.split(self.stored)
-        names = {name: self._name_in_model(name) for name in (*parts.backbone, *parts.pretraining_head)}
+        names = {name: self._name_in_model(name, True) for name in (*parts.backbone, *parts.pretraining_head)}
         return {
             stored_as: self.stored[name]
             for name, stored_as in names.items()
@@ -234,19 +235,22 @@ class Base:
             )
         return cls
 
-    def _name_in_model(self, name: str) -> str:
+    def _name_in_model(self, name: str, pretraining: bool) -> str:
         bare = self.anatomy.canonical(name)
-        return self.anatomy.in_model(bare) if self.anatomy.is_backbone(name) else bare
+        return self.anatomy.in_model(bare, pretraining) if self.anatomy.is_backbone(name) else bare
 
     def _load(
         self, purpose: str, config: Any, dtype: torch.dtype, seed: int, with_pretraining_head: bool
     ) -> tuple[Any, list[str]]:
         """A model of the class for ``purpose``, with every name accounted for."""
         config.name_or_path = self.identity.ref or self.identity.name  # never the folder's path
-        parts = self.anatomy.split(self.stored)
-        names = (*parts.backbone, *parts.pretraining_head) if with_pretraining_head else parts.backbone
+        anatomy = self.anatomy
+        parts = anatomy.split(self.stored)
+        # A task head that the kind takes over from pre-training starts from it, and is still a head: kept whole.
+        warm = [] if with_pretraining_head else [name for name in parts.pretraining_head if anatomy.is_warm_head(name)]
+        names = (*parts.backbone, *(parts.pretraining_head if with_pretraining_head else warm))
         # transformers makes parameters of these very tensors; each read of the file gives a copy of its own.
-        state = {self._name_in_model(name): self._weight(name).to(dtype) for name in names}
+        state = {self._name_in_model(name, with_pretraining_head): self._weight(name).to(dtype) for name in names}
         try:
             model, _ = compat.model_from_state(self._class(purpose), config, dict(state), dtype, seed)
         except (RuntimeError, ValueError, KeyError) as problem:
@@ -255,12 +259,13 @@ class Base:
                 why="Shapes and settings must agree.",
                 fix="copy or download the folder again",
             ) from problem
-        fresh = _names_without_a_source(model, set(state))
-        anatomy = self.anatomy
+        fresh = _names_without_a_source(model, set(state).difference(warm))
         lost = [name for name in fresh if anatomy.is_backbone(name) and not anatomy.is_pooler(name)]
         held = {anatomy.canonical(name) for name in model.state_dict()}
         unused = [
-            name for name in parts.backbone if anatomy.canonical(name) not in held and not anatomy.is_pooler(name)
+            name
+            for name in parts.backbone
+            if anatomy.canonical(name) not in held and not anatomy.may_be_left_out(name)
         ]
         if lost or unused:
             raise BaseError(

@@ -208,7 +208,7 @@ class FullDelta:
             elif name in self.difference and tuple(base_tensors[name].shape) != shape:
                 reasons.append(f"{name}: delta {list(shape)}, base {list(base_tensors[name].shape)}")
         unknown = [name for name in base_tensors if name not in self.body and self.anatomy.is_backbone(name)]
-        extra = [name for name in unknown if not self.anatomy.is_pooler(name)]
+        extra = [name for name in unknown if not self.anatomy.may_be_left_out(name)]
         reasons += [f"{name}: the delta knows none" for name in extra]
         if reasons:
             raise DeltaError(
@@ -289,7 +289,9 @@ def _check_names(
     held, reasons = set(base), []
     reasons += [f"{name}: named as head, not in the tuned model" for name in head if name not in tuned]
     reasons += [f"{name}: tuned, not in the base" for bare, name in body.items() if bare not in held]
-    left = [bare for bare in held if bare not in body and anatomy.is_backbone(bare) and not anatomy.is_pooler(bare)]
+    left = [
+        bare for bare in held if bare not in body and anatomy.is_backbone(bare) and not anatomy.may_be_left_out(bare)
+    ]
     reasons += [f"{bare}: in the base, not tuned" for bare in left]
     if reasons:
         raise DeltaError(
