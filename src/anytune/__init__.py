@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from anytune.data.domains import load_domain as load_domain
     from anytune.data.tasks import load_task as load_task
     from anytune.engine.hf_trainer import hf_trainer as hf_trainer
+    from anytune.jobs.hub import pull as pull
+    from anytune.jobs.hub import push as push
     from anytune.jobs.load import evaluate as score  # noqa: F401
     from anytune.jobs.load import export as export
     from anytune.jobs.load import load as load
@@ -44,6 +46,8 @@ _HOMES = {
     "score": "anytune.jobs.load",
     "merge": "anytune.jobs.load",
     "export": "anytune.jobs.load",
+    "push": "anytune.jobs.hub",
+    "pull": "anytune.jobs.hub",
     "write_report": "anytune.jobs.report",
     "hf_trainer": "anytune.engine.hf_trainer",
     "run": "anytune.jobs.recipes",

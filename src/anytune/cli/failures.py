@@ -16,8 +16,8 @@ from anytune.errors import AnytuneError
 INTERRUPTED = "interrupted; the same command goes on where it was"
 FLAG = "--traceback"
 ORDER = (
-    "demo", "samples", "methods", "pretrain", "tune", "recycle", "evaluate", "predict", "merge", "export", "report",
-    "store", "run",
+    "demo", "samples", "methods", "pretrain", "tune", "recycle", "evaluate", "predict", "merge", "export", "push",
+    "pull", "report", "store", "run",
 )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from anytune.cli import (
     methods,
     predict,
     pretrain,
+    pull,
+    push,
     recycle,
     report,
     run,
@@ -48,6 +50,8 @@ def build(rich_help: bool = False) -> typer.Typer:
     app.command("predict")(predict.predict)
     app.command("merge")(merge.merge)
     app.command("export")(export.export)
+    app.command("push")(push.push)
+    app.command("pull")(pull.pull)
     app.command("report")(report.report)
     app.add_typer(store.build(**options), name="store")
     app.command("run")(run.run)
