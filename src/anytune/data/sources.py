@@ -76,6 +76,8 @@ def _sample(name: str) -> Source:
     tables = {}
     for split, rows in sample.splits.items():
         columns: dict[str, list[Any]] = {"text": [row.text for row in rows], "label": [row.label for row in rows]}
+        if facts.get("kind") == "token-classification":  # there words and tags stand joined by one space
+            columns = {name: [joined.split(" ") for joined in values] for name, values in columns.items()}
         if rows and rows[0].text_pair is not None:
             columns["text_pair"] = [row.text_pair for row in rows]
         tables[split] = Table(f"{SAMPLE_PREFIX}{name} ({split})", columns, range(1, len(rows) + 1))
@@ -165,10 +167,18 @@ def _from_dataset(source: str, dataset: Any) -> Table:
     for name, feature in dataset.features.items():
         if type(feature).__name__ == "ClassLabel":
             class_names[name] = tuple(feature.names)
-            columns[name] = [
-                feature.names[value] if value is not None and value >= 0 else None for value in columns[name]
-            ]
+            columns[name] = [_class_name(feature, value) for value in columns[name]]
+            continue
+        inner = getattr(feature, "feature", None)  # of a list of tags
+        if inner is not None and type(inner).__name__ == "ClassLabel":
+            class_names[name] = tuple(inner.names)
+            columns[name] = [tags and [_class_name(inner, tag) for tag in tags] for tags in columns[name]]
     return Table(source, columns, range(1, len(dataset) + 1), "row", class_names)
+
+
+def _class_name(feature: Any, value: int | None) -> str | None:
+    name: str | None = feature.names[value] if value is not None and value >= 0 else None
+    return name
 
 
 def checked_texts(table: Table, column: str) -> list[str]:
@@ -187,13 +197,19 @@ def checked_texts(table: Table, column: str) -> list[str]:
             fix="remove these rows",
         )
     for row, value in enumerate(values):
+        if isinstance(value, list):
+            raise DataError(
+                f"{table.place(row)} has a list in column '{column}', which is no text: {shown(value)}",
+                why="A column of lists holds the words of a sentence, for tasks that tag each word.",
+                fix="kind=token-classification, if a column of lists holds their tags; else --text COLUMN",
+            )
         if not isinstance(value, str):
             raise DataError(
                 f"{table.place(row)} has {shown(value)} in column '{column}', which is no text",
                 why=f"Its columns are: {listed(list(table.columns))}.",
                 fix="--text COLUMN   (one that holds text)",
             )
-        if not _is_writable(value):
+        if not is_writable(value):
             raise DataError(
                 f"{table.place(row)} holds half a character (a lone surrogate) in column '{column}': {shown(value)}",
                 why="Such text cannot be encoded, and no tokenizer takes it.",
@@ -210,7 +226,8 @@ def _is_missing(value: Any) -> bool:
     )
 
 
-def _is_writable(text: str) -> bool:
+def is_writable(text: str) -> bool:
+    """Whether a text can be encoded as UTF-8: it holds no lone surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Reading tables: CSV, TSV, JSON lines, JSON and Parquet files, and folders of them.
+"""Reading tables: CSV, TSV, JSON lines, JSON, Parquet and CoNLL files, and folders of them.
 
 Values arrive as they stand in the file: nothing is guessed to be missing, so that the text 'NA' stays a text. Every
 kind of unusable file is a ``DataError`` that names the file, the line or the byte, and what to type instead.
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from anytune.errors import DataError, nearest
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".conll")
 #: File names (without suffix) that a folder may hold for each split.
 SPLIT_FILES = {
     "train": ("train", "training"),
@@ -297,7 +297,46 @@ def _from_objects(path: Path, records: Sequence[Any], numbers: Sequence[int], un
     return Table(str(path), {name: [record.get(name) for record in records] for name in names}, numbers, unit)
 
 
-_READERS = {".csv": _read_csv, ".tsv": _read_tsv, ".jsonl": _read_jsonl, ".json": _read_json}
+def _read_conll(path: Path, text: str) -> Table:
+    """One word a line with its tags, blank lines between sentences: the columns "tokens" and "tags" hold lists.
+
+    "tags" is the last field of each line; fields between are columns of lists too, "field 2", "field 3" ... Fields are
+    separated by tabs if a line has one, else by spaces. Lines that begin with -DOCSTART- part sentences.
+    """
+    sentences: list[list[list[str]]] = [[]]
+    numbers: list[int] = []
+    width = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip() or line.startswith("-DOCSTART-"):
+            if sentences[-1]:
+                sentences.append([])
+            continue
+        fields = [field.strip() for field in line.split("\t")] if "\t" in line.strip() else line.split()
+        width = width or len(fields)
+        if len(fields) != width or width < 2:
+            raise DataError(
+                f"line {number} of {path} has {len(fields)} fields"
+                + (f", the first has {width}" if width > 1 else "")
+                + f": {shown(line.rstrip())}",
+                why="A CoNLL file has one word a line, followed by its tag, and blank lines between sentences.",
+                fix="Berlin B-LOC",
+            )
+        if not sentences[-1]:
+            numbers.append(number)
+        sentences[-1].append(fields)
+    whole = [list(zip(*sentence, strict=True)) for sentence in sentences if sentence]
+    names = ["tokens", *(f"field {place + 1}" for place in range(1, width - 1)), "tags"]
+    columns = {name: [list(fields[place]) for fields in whole] for place, name in enumerate(names)}
+    return Table(str(path), columns, numbers, "line")
+
+
+_READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".conll": _read_conll,
+}
 
 
 def _read_parquet(path: Path) -> Table:

@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from anytune import manifests
-from anytune.data import labels, sources, splits
-from anytune.data.columns import choose_columns, require_column
+from anytune.data import columns, labels, responses, sources, splits, words
 from anytune.data.tables import listed
 from anytune.errors import SettingsError, unknown
-from anytune.metrics import METRICS, Kind, default_metric
+from anytune.metrics import METRICS, Kind, are_entity_tags, default_metric
 
 KINDS: tuple[str, ...] = get_args(Kind)
+_NO_CLASSES = {
+    "regression": "Its labels are numbers.",
+    "token-classification": "Each word has a tag, and a row has many words.",
+    "generation": "Its labels are texts.",
+}
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,11 @@ class Task:
 
         Args:
             train_size: rows to keep; each class keeps at least one where the size allows.
-            per_class: rows to keep of each class (classification).
+            per_class: rows to keep of each class (classification alone).
             seed: decides which rows.
 
         Raises:
-            SettingsError: both sizes are given, a size is below 1, or ``per_class`` for a regression task.
+            SettingsError: both sizes are given, a size is below 1, or ``per_class`` where rows have no classes.
         """
         if train_size is None and per_class is None:
             return self
@@ -99,8 +103,12 @@ class Task:
             )
         strata = splits.strata_of([example.label for example in self.train], self.kind)
         if per_class is not None:
-            if self.kind == "regression":
-                raise SettingsError(f"per_class={per_class} on a regression task", fix=f"train_size={per_class}")
+            if self.kind != "classification":
+                raise SettingsError(
+                    f"per_class={per_class} on a {self.kind} task",
+                    why=_NO_CLASSES[self.kind],
+                    fix=f"train_size={per_class}",
+                )
             rows = splits.choose_per_class(strata, per_class, "few-shot", seed)
         else:
             rows = splits.choose(strata, train_size or 1, "few-shot", seed)
@@ -132,7 +140,8 @@ def _finished(task: Task) -> Task:
     for split in splits.SPLITS:
         state.update(f"\n{split}\n".encode())
         for example in getattr(task, split):
-            row = manifests.canonical_json([example.text, example.text_pair, example.label])
+            words_or_none = [list(example.words)] if example.words is not None else []
+            row = manifests.canonical_json([example.text, example.text_pair, example.label, *words_or_none])
             state.update(row.encode("utf-8", "surrogatepass") + b"\n")
     return replace(task, content=state.hexdigest())
 
@@ -164,16 +173,19 @@ def load_task(
 
     Splits that the source does not bring are cut from its training rows, stratified and seeded. Label names are the
     given ones, else those the source names, else the training labels in their natural order (numbers by value, words
-    alphabetically).
+    alphabetically; of tags "O" first).
 
     Args:
-        source: a .csv, .tsv, .jsonl, .json or .parquet file, a folder with train / validation / test files,
+        source: a .csv, .tsv, .jsonl, .json, .parquet or .conll file, a folder with train / validation / test files,
             "sample:NAME", a hub data set "owner/name[:config]", or a mapping of these arguments (key "source").
-        text: the text column, or two for pairs (a list, or "first,second"); guessed where names make it clear.
-        label: the label column; guessed where names make it clear.
-        metric: a name of ``anytune.metrics.METRICS``; "accuracy" or "pearson" by default.
-        kind: "classification" or "regression". By default numbers with a fraction and more than 20 distinct values
-            are a regression target, everything else is classes.
+        text: the text column, or two for pairs (a list, or "first,second"); of token-classification the column of
+            lists of words, of generation the prompts. Guessed where names make it clear.
+        label: the label column; of token-classification the lists of tags, of generation the responses. Guessed where
+            names make it clear.
+        metric: a name of ``anytune.metrics.METRICS``; by default that of ``metrics.default_metric``.
+        kind: one of ``KINDS``. By default columns of lists are words and their tags, two columns called prompt and
+            response (or alike) are generation, numbers with a fraction and more than 20 distinct values are a
+            regression target, and everything else is classes.
         validation: file of validation rows.
         test: file of test rows.
         split_seed: decides which rows go where.
@@ -194,14 +206,11 @@ def load_task(
     _check_settings(metric, kind, limit)
     splits.check_fractions(validation_fraction, test_fraction)
     found = sources.find(source, validation=validation, test=test)
-    text_columns, label_column = _columns(found, text, label)
-    rows = {split: labels.read_rows(table, text_columns, label_column) for split, table in found.tables.items()}
-    kind, metric = _kind_and_metric(kind, metric, found, rows["train"].labels)
-    labels.refuse_constant(rows["train"], kind)
-    chosen = label_names or found.tables["train"].class_names.get(label_column) or found.label_names or None
-    names = () if kind == "regression" else labels.label_names(rows["train"].labels, chosen)
-    examples = {split: _examples(part, kind, names) for split, part in rows.items()}
-    examples, notes = _split(examples, kind, split_seed, validation_fraction, test_fraction)
+    if kind is None:
+        kind = METRICS[metric].kind if metric else found.kind or columns.guess_kind(found.tables["train"], text, label)
+    read = _READERS.get(kind or "", _read_labelled)(found, text, label, kind, label_names)
+    kind, metric = read.kind, _metric(metric, found, read)
+    examples, cut_notes = _split(read.examples, kind, split_seed, validation_fraction, test_fraction)
     if limit is not None:
         examples = {split: _at_most(part, limit, kind, "limit", split, split_seed) for split, part in examples.items()}
     task = Task(
@@ -209,12 +218,12 @@ def load_task(
         kind=kind,
         metric=metric,
         **examples,
-        label_names=names,
-        text_columns=found.text_columns or text_columns,
-        label_column=label_column,
+        label_names=read.names,
+        text_columns=found.text_columns or read.text_columns,
+        label_column=read.label_column,
         ref=found.ref,
         content="",
-        notes=(*found.notes, *notes, *_duplicate_notes(examples)),
+        notes=(*found.notes, *cut_notes, *_duplicate_notes(examples), *_tag_notes(examples["train"], read)),
     )
     return _finished(task)
 
@@ -228,36 +237,127 @@ def _check_settings(metric: str | None, kind: str | None, limit: int | None) -> 
         raise SettingsError(f"limit is {limit}", why="A task needs rows.", fix="limit=1000")
 
 
-def _kind_and_metric(
-    kind: str | None, metric: str | None, found: sources.Source, words: Sequence[str]
-) -> tuple[Kind, str]:
-    """What is asked for, else what the source says, else what the labels look like."""
-    settled = kind or (METRICS[metric].kind if metric else found.kind) or labels.guess_kind(words)
-    chosen = metric or (found.metric if found.metric and found.kind == settled else default_metric(settled))
-    if METRICS[chosen].kind != settled:
-        fitting = [name for name, candidate in METRICS.items() if candidate.kind == settled]
-        raise SettingsError(
-            f"metric '{chosen}' scores {METRICS[chosen].kind}, the task is {settled}", fix=f"one of {listed(fitting)}"
+@dataclass(frozen=True)
+class _Read:
+    """A source's rows as examples: those of "train", and of the other splits it brings."""
+
+    kind: Kind
+    examples: dict[str, tuple[Example, ...]]
+    names: tuple[str, ...]
+    text_columns: tuple[str, ...]
+    label_column: str
+
+
+def _read_labelled(
+    found: sources.Source,
+    text: str | Sequence[str] | None,
+    label: str | None,
+    kind: str | None,
+    names: Sequence[str] | None,
+) -> _Read:
+    """Texts or pairs with a class or a number."""
+    text_columns, label_column = columns.choose_columns(found.tables["train"], text, label)
+    _require(found, text_columns, label_column)
+    rows = {split: labels.read_rows(table, text_columns, label_column) for split, table in found.tables.items()}
+    settled = kind or labels.guess_kind(rows["train"].labels)
+    labels.refuse_constant(rows["train"], settled)
+    if settled == "regression":
+        examples = {split: _examples(part, labels.numbers(part)) for split, part in rows.items()}
+        return _Read("regression", examples, (), text_columns, label_column)
+    chosen = labels.label_names(rows["train"].labels, _named_classes(found, label_column, names))
+    examples = {split: _examples(part, labels.indices(part, chosen)) for split, part in rows.items()}
+    return _Read("classification", examples, chosen, text_columns, label_column)
+
+
+def _read_tagged(
+    found: sources.Source,
+    text: str | Sequence[str] | None,
+    label: str | None,
+    kind: str | None,
+    names: Sequence[str] | None,
+) -> _Read:
+    """Lists of words with a tag each."""
+    word_column, tag_column = columns.choose_word_columns(found.tables["train"], text, label)
+    _require(found, (word_column,), tag_column)
+    rows = {split: words.read_tagged(table, word_column, tag_column) for split, table in found.tables.items()}
+    words.refuse_one_tag(rows["train"])
+    chosen = words.tag_names(rows["train"].tags, _named_classes(found, tag_column, names))
+    examples = {
+        split: tuple(
+            Example(" ".join(sentence), None, tags, sentence)
+            for sentence, tags in zip(part.words, words.tag_indices(part, chosen), strict=True)
         )
-    return ("regression" if settled == "regression" else "classification"), chosen
+        for split, part in rows.items()
+    }
+    return _Read("token-classification", examples, chosen, (word_column,), tag_column)
 
 
-def _columns(
-    found: sources.Source, text: str | Sequence[str] | None, label: str | None
-) -> tuple[tuple[str, ...], str]:
-    """The text and label columns, which every split must have."""
-    text_columns, label_column = choose_columns(found.tables["train"], text, label)
+def _read_prompted(
+    found: sources.Source,
+    text: str | Sequence[str] | None,
+    label: str | None,
+    kind: str | None,
+    names: Sequence[str] | None,
+) -> _Read:
+    """Prompts with a response each."""
+    if names is not None:
+        raise SettingsError(f"label names {listed(list(names))} for generation", why="A response is a text, no class.")
+    prompt_column, response_column = columns.choose_response_columns(found.tables["train"], text, label)
+    _require(found, (prompt_column,), response_column)
+    examples = {}
+    for split, table in found.tables.items():
+        prompts = sources.checked_texts(table, prompt_column)
+        answers = responses.read_responses(table, response_column)
+        if split == "train":
+            responses.refuse_one_response(table, answers)
+        examples[split] = tuple(Example(*row) for row in zip(prompts, [None] * len(prompts), answers, strict=True))
+    return _Read("generation", examples, (), (prompt_column,), response_column)
+
+
+_READERS = {"token-classification": _read_tagged, "generation": _read_prompted}
+
+
+def _named_classes(found: sources.Source, label_column: str, given: Sequence[str] | None) -> Sequence[str] | None:
+    """The names given, else those the source has; None where the training labels say them."""
+    return given or found.tables["train"].class_names.get(label_column) or found.label_names or None
+
+
+def _metric(metric: str | None, found: sources.Source, read: _Read) -> str:
+    """The metric asked for, else the one the source names, else the default of the kind."""
+    own = found.metric if found.kind == read.kind else None
+    chosen = metric or own or default_metric(read.kind, read.names)
+    if METRICS[chosen].kind != read.kind:
+        fitting = [name for name, candidate in METRICS.items() if candidate.kind == read.kind]
+        raise SettingsError(
+            f"metric '{chosen}' scores {METRICS[chosen].kind}, the task is {read.kind}",
+            fix=f"one of {listed(fitting)}",
+        )
+    if chosen == "f1_entities" and not are_entity_tags(read.names):
+        raise SettingsError(
+            f"metric 'f1_entities' on the tags {listed(read.names)}",
+            why='Entities are counted in tags "O", "B-TYPE" and "I-TYPE".',
+            fix="metric=accuracy_tokens",
+        )
+    return chosen
+
+
+def _require(found: sources.Source, text_columns: tuple[str, ...], label_column: str) -> None:
+    """Every split must have the columns of the training rows."""
     for table in found.tables.values():
         for column in text_columns:
-            require_column(table, column, "text")
-        require_column(table, label_column, "label")
-    return text_columns, label_column
+            columns.require_column(table, column, "text")
+        columns.require_column(table, label_column, "label")
 
 
-def _examples(rows: labels.Rows, kind: str, names: tuple[str, ...]) -> tuple[Example, ...]:
-    values = labels.numbers(rows) if kind == "regression" else labels.indices(rows, names)
+def _examples(rows: labels.Rows, values: Sequence[int | float]) -> tuple[Example, ...]:
     pairs: Sequence[str | None] = rows.texts[1] if len(rows.texts) > 1 else [None] * len(values)
     return tuple(Example(*row) for row in zip(rows.texts[0], pairs, values, strict=True))
+
+
+def _tag_notes(train: tuple[Example, ...], read: _Read) -> list[str]:
+    if read.kind != "token-classification":
+        return []
+    return words.entity_notes([example.label for example in train if isinstance(example.label, tuple)], read.names)
 
 
 def _split(

@@ -39,7 +39,7 @@ class TaskColumns(JobRecipe):
     text: str | list[str] | None = None
     label: str | None = None
     metric: str | None = None
-    kind: Literal["classification", "regression"] | None = None
+    kind: Literal["classification", "regression", "token-classification", "generation"] | None = None
     validation: str | None = None
     test: str | None = None
     split_seed: int | None = None
