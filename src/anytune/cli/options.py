@@ -44,7 +44,13 @@ Text = Annotated[
 ]
 Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="Label column.", rich_help_panel=DATA)]
 Metric = Annotated[str | None, typer.Option(help="Metric that selects and reports.", rich_help_panel=DATA)]
-Kind = Annotated[str | None, typer.Option(help="'classification' or 'regression'.", rich_help_panel=DATA)]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="'classification', 'regression', 'token-classification' or 'generation'; guessed from the data.",
+        rich_help_panel=DATA,
+    ),
+]
 Validation = Annotated[str | None, typer.Option(metavar="FILE", help="Rows for validation.", rich_help_panel=DATA)]
 Test = Annotated[str | None, typer.Option(metavar="FILE", help="Rows for the test.", rich_help_panel=DATA)]
 Limit = Annotated[int | None, typer.Option(help="Keep at most so many rows (or documents).", rich_help_panel=DATA)]
