@@ -115,6 +115,8 @@ class Environment(_Record):
     threads: int = 0
     precision: str = "fp32"
     device: str = "cpu"
+    #: processes that shared the batches of one run among them
+    processes: int = 1
 
 
 class Manifest(_Record):

@@ -25,7 +25,7 @@ from anytune.engine.progress import JsonLines, Reporter, Silent
 from anytune.engine.run_state import RunState, TrainingResult, library_versions
 from anytune.engine.runtime import Runtime, derive_seed
 from anytune.engine.settings import TrainingSettings, decisive, differences, learning_rate_share
-from anytune.engine.sharding import Alone, Copies, ShardedModel, check_sharded
+from anytune.engine.sharding import Alone, Copies, Placed, ShardedModel, check_sharded
 from anytune.engine.stages import default_groups, stage_borders
 from anytune.errors import TrainingError
 from anytune.manifests import METRICS_NAME, CurvePoint
@@ -167,14 +167,14 @@ class _Loop:
         return self.state.result
 
     def _stage(self, stage: Stage, begin: int, end: int, resumed: Snapshot | None) -> None:
-        module = self._prepare(begin, resumed)
+        placed = self._prepare(begin, resumed)
         with postponed_interrupt() as self.asked:
             while self.state.step < end:
                 began = time.perf_counter()
                 share = learning_rate_share(
                     self.state.step - begin, end - begin, self.settings.warmup, self.settings.schedule
                 )
-                self.state.summed += self._step(module, share)
+                self.state.summed += self._step(placed, share)
                 self.state.step += 1
                 evaluates = self.state.step % self.every == 0 or self.state.step == self.steps
                 looks = evaluates or self.state.step % LOG_EVERY == 0 or self.state.step == end
@@ -194,7 +194,7 @@ class _Loop:
                         fix="the same command again: it goes on at this step" if self.work else "",
                     )
 
-    def _prepare(self, begin: int, resumed: Snapshot | None) -> nn.Module:
+    def _prepare(self, begin: int, resumed: Snapshot | None) -> Placed:
         """A stage's optimizer, and what the launcher wraps around the step module."""
         groups = default_groups(self.model, self.learning_rate, self.settings.weight_decay)
         for method in self.methods:
@@ -202,13 +202,20 @@ class _Loop:
         for group in groups:
             group["peak"] = group["lr"]
         self.state.optimizer = torch.optim.AdamW(groups, fused=self.runtime.device.type in ("cpu", "cuda"))
-        module, self.state.optimizer = self.runtime.accelerator.prepare(self.module, self.state.optimizer)
+        placed: Placed
+        if self.sharded is not None:
+            placed = self.sharded
+        elif self.runtime.world > 1:
+            placed = Copies(self.module, self.runtime, any(method.varying for method in self.methods))
+        else:
+            placed = Alone(self.runtime.accelerator.prepare(self.module), self.runtime.accelerator)
+            self.state.optimizer = self.runtime.accelerator.prepare(self.state.optimizer)
         if resumed is not None and begin < self.state.step:
             self.state.restore_optimizer(resumed)
         if resumed is not None:
             # last, so that nothing made above has drawn from it
             self.state.restore_random(resumed)
-        return module
+        return placed
 
     def _keep(self) -> None:
         """Put the weights asked for into the model."""
@@ -226,7 +233,7 @@ class _Loop:
 
     # ------------------------------------------------------------------ a step
 
-    def _step(self, module: nn.Module, share: float) -> Tensor:
+    def _step(self, placed: Placed, share: float) -> Tensor:
         """One optimizer step; returns its loss (a mean over the step's items), still on the device."""
         runtime, settings, optimizer = self.runtime, self.settings, self.state.optimizer
         assert optimizer is not None
@@ -247,12 +254,13 @@ class _Loop:
             for method in self.methods:
                 batch = method.prepare_batch(batch)
             last = k == len(micro) - 1
-            with contextlib.nullcontext() if last else runtime.accelerator.no_sync(module):
-                loss = total(module(batch))
+            with contextlib.nullcontext() if last else placed.between():
+                loss = total(placed.step(batch))
                 if len(micro) > 1 or runtime.world > 1:
                     loss = loss * weight
                 runtime.accelerator.backward(loss)
             summed += loss.detach()
+        placed.settle()
         for method in self.methods:
             method.after_backward(self.model)
         if settings.max_grad_norm is not None:
@@ -342,11 +350,11 @@ class _Loop:
     def _save(self) -> None:
         if self.work is None:
             return
-        self._check(
-            self.runtime.mean(self.state.summed).item()
-        )  # or the same command would for ever go on from broken weights
+        # or the same command would for ever go on from broken weights
+        self._check(self.runtime.mean(self.state.summed).item())
         self.log.sync()
-        save_checkpoint(self.work, self._snapshot(), self.settings.checkpoints_kept)
+        work, snapshot = self.work, self._snapshot()
+        self.runtime.first(lambda: save_checkpoint(work, snapshot, self.settings.checkpoints_kept))
         self.saved_at = time.monotonic()
 
     def _snapshot(self) -> Snapshot:

@@ -7,6 +7,8 @@ killed between two micro-batches makes the whole step again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from anytune.engine.checkpoints import Snapshot, join_state, random_state, restore_random_state, split_state
 from anytune.engine.runtime import Runtime
+from anytune.engine.sharding import like, whole
 from anytune.engine.stages import moments, restore_moments
 from anytune.errors import MethodError
 from anytune.manifests import CurvePoint
@@ -78,7 +81,7 @@ class RunState:
             changed = sorted(mine.keys() ^ weights.keys())
             raise MethodError(f"the trained weights changed their names during the run: {changed[:3]}")
         for name, tensor in mine.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(like(weights[name], tensor))
 
     def note_best(self, value: float) -> None:
         """Keep the weights as they are now if ``value`` is above the best so far.
@@ -90,7 +93,11 @@ class RunState:
             self.best = {name: tensor.detach().clone() for name, tensor in self.weights().items()}
 
     def snapshot(self) -> Snapshot:
-        """The whole state, as views: it is to be written before the next step changes it."""
+        """The whole state, as views: it is to be written before the next step changes it.
+
+        Called by every process; what is split up over them is put together, and what differs between them stands
+        under each one's rank.
+        """
         assert self.optimizer is not None
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {}
@@ -98,14 +105,16 @@ class RunState:
             "model": self.weights(),
             "optimizer": moments(self.optimizer),
             "best": self.best or {},
-            # what differs from process to process stands under its rank
-            f"random.{self.runtime.rank}": random_state(self.runtime.device),
-            "window": {"summed": self.summed},
+            "window": {"summed": self.runtime.mean(self.summed)},
             **{f"method.{method.name}": method.state_dict() for method in self.methods},
         }
+        for rank, drawn in enumerate(self.runtime.gather(random_state(self.runtime.device))):
+            parts[f"random.{rank}"] = drawn
         for prefix, state in parts.items():
             inner, values[prefix] = split_state(prefix, state)
             tensors |= inner
+        tensors = {name: whole(tensor) for name, tensor in tensors.items()}
+        self._add_differing(tensors, values)
         result = self.result
         values["result"] = {
             "seconds": result.seconds, "examples": result.examples, "items": result.items,
@@ -114,6 +123,22 @@ class RunState:
         }  # fmt: skip
         return Snapshot(self.step, tensors, values)
 
+    def _add_differing(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Methods' states that are not those of process 0, under ``process.<rank>.<method>``."""
+        if self.runtime.world == 1:
+            return
+        for method in self.methods:
+            key = f"method.{method.name}"
+            mine = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{key}/")}
+            digests = self.runtime.gather(_digest(mine, values[key]))
+            if len(set(digests)) == 1:
+                continue
+            cpu = {name: tensor.detach().cpu() for name, tensor in mine.items()}
+            for rank, (found, value) in enumerate(self.runtime.gather((cpu, values[key]))):
+                if rank:
+                    tensors |= {f"process.{rank}.{name}": tensor for name, tensor in found.items()}
+                    values[f"process.{rank}.{key}"] = value
+
     def restore(self, saved: Snapshot) -> None:
         """Take back all but the optimizer (:meth:`restore_optimizer`) and the generators (:meth:`restore_random`)."""
         self.step = saved.step
@@ -121,7 +146,8 @@ class RunState:
         self.best = join_state("best", saved.tensors, {}) or None
         self.summed.copy_(saved.tensors["window/summed"])
         for method in self.methods:
-            key = f"method.{method.name}"
+            key = f"process.{self.runtime.rank}.method.{method.name}"
+            key = key if key in saved.values else f"method.{method.name}"
             method.load_state_dict(join_state(key, saved.tensors, saved.values[key]))
         stored = dict(saved.values["result"])
         value, self.looked = stored.pop("best_value"), stored.pop("looked")
@@ -139,3 +165,11 @@ class RunState:
         state = join_state(f"random.{self.runtime.rank}", saved.tensors, {})
         if state:
             restore_random_state(state, self.runtime.device)
+
+
+def _digest(tensors: Mapping[str, Tensor], values: Any) -> str:
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + str(tensor.dtype).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

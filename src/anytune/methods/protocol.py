@@ -21,6 +21,13 @@ The loop calls them in this order (``engine/loop.py`` is this text as code)::
 Two rules keep methods composable and correct. All state lives in the method object, never in a module, a class or a
 global. And a loss term is a *mean over the items of its micro-batch* (examples, or scored tokens): the loop weights
 micro-batches by their share of the step's items, so that accumulating k batches of b equals one batch of k * b.
+
+With several processes every hook runs in each of them, on the process's own batches, and every hook must leave equal
+weights everywhere: torch's global generator differs from process to process (dropout does), so what must be equal (a
+mask, a perturbation) is drawn from a generator of the method's own, seeded from ``run.seed``. Where the weights are
+split up (``sharding: fsdp``), ``prepare`` and ``finish`` see plain whole weights, and the hooks in between see DTensors,
+new objects under the old names: keep names, never parameters or tensor hooks, and make what is combined with a weight
+from it (``torch.zeros_like(weight)``). A method that cannot declares ``sharded = False``.
 """
 
 from __future__ import annotations
@@ -80,6 +87,10 @@ class Method:
     #: settings under which the method equals plain training bit for bit, or None with the reason beside it
     neutral: ClassVar[Mapping[str, Any] | None] = None
     neutral_reason: ClassVar[str] = ""
+    #: False for methods that compute on whole weights in their hooks: refused where the weights are split up (FSDP2)
+    sharded: ClassVar[bool] = True
+    #: True where the loss reaches other weights from step to step (with several processes, DDP then looks each time)
+    varying: ClassVar[bool] = False
     #: training settings this method suggests (a recipe's own always win), for example {"learning_rate": 1e-3}
     suggests: ClassVar[Mapping[str, Any]] = {}
 
