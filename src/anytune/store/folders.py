@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -112,6 +113,47 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Hold a folder alone, if nobody else does; yields whether it is ours. Freed even if the process is killed.
+
+    Where the system has no such locks (Windows, some network drives) it is always ours.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # its holder has just deleted it
+        yield False
+        return
+    try:
+        yield _taken(fcntl, handle, folder)
+    finally:
+        os.close(handle)
+
+
+def _taken(fcntl: Any, handle: int, folder: Path) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks there
+        return True
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:  # what we hold was deleted before we held it
+        return False
+
+
+def in_use(folder: Path) -> bool:
+    """Whether another process holds a folder now."""
+    with held(folder) as ours:
+        return not ours
 
 
 def remove_leftovers(folder: Path, places: Iterable[str]) -> None:

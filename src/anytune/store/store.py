@@ -4,7 +4,7 @@ Layout::
 
     STORE/bases/<name>-<id12>/     a plain transformers folder + anytune.json
     STORE/deltas/<name>-<id12>/    plain PEFT files, or delta.safetensors, + anytune.json
-    STORE/.work/<run key>/         checkpoints of runs in progress
+    STORE/.work/<run key>/         checkpoints of runs in progress, and run.json, which says what each is
 
 There is no database to keep in step: a store can be copied, synced or shared, and two processes may add to it at
 once. An artefact is content-addressed (its id is a hash over its kind, run and files) and appears whole or not at
@@ -13,8 +13,10 @@ all: it is written into a hidden folder beside its place and renamed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from anytune.store.entry import Entry, check_files, missing_files
 from anytune.store.folders import (
     check_place,
     folders_in,
+    held,
     locked,
     partial_name,
     refuse_links,
@@ -43,6 +46,8 @@ from anytune.store.names import refuse_absolute_paths, slug
 
 PLACES = {"base": "bases", "delta": "deltas"}
 WORK = ".work"
+#: Seconds between looks whether the process that holds a run's folder is done.
+LOOK_SECONDS = 0.5
 
 
 class Store:
@@ -60,7 +65,7 @@ class Store:
     def __init__(self, folder: str | Path, create: bool = True) -> None:
         self.folder = Path(folder)
         check_place(self.folder, create)
-        remove_leftovers(self.folder, (*PLACES.values(), f"{WORK}/*"))
+        remove_leftovers(self.folder, (*PLACES.values(), WORK, f"{WORK}/*"))
 
     def __repr__(self) -> str:
         return f"Store({str(self.folder)!r})"
@@ -155,9 +160,11 @@ class Store:
             raise StoreError(f"cannot remove {entry.folder}: {problem.strerror or problem}") from problem
         shutil.rmtree(doomed, ignore_errors=True)
 
+    # Runs in progress
+
     def work(self, run_key: str) -> Path:
         """The folder for checkpoints of a run in progress (made if need be); the same run finds it again."""
-        folder = self.folder / WORK / slug(run_key)
+        folder = self.work_folder(run_key)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
@@ -166,9 +173,40 @@ class Store:
             ) from problem
         return folder
 
+    def work_folder(self, run_key: str) -> Path:
+        """Where :meth:`work` makes the folder of a run."""
+        return self.folder / WORK / slug(run_key)
+
+    def work_folders(self) -> list[Path]:
+        """The folders of all runs in progress, and of those that were interrupted."""
+        return folders_in(self.folder / WORK)
+
+    @contextlib.contextmanager
+    def at_work(self, run_key: str, busy: Callable[[Path], None]) -> Iterator[Path]:
+        """Hold the folder of a run alone, so that no two processes train the same.
+
+        Args:
+            busy: called once with the folder if another process holds it; it may raise, else its end is waited for.
+        """
+        told = False
+        while True:
+            folder = self.work(run_key)
+            with held(folder) as ours:
+                if ours:
+                    yield folder
+                    return
+            if not told:
+                busy(folder)
+                told = True
+            time.sleep(LOOK_SECONDS)
+
     def end_work(self, run_key: str) -> None:
         """Delete the checkpoints of a run whose artefact is in the store; no error if there are none."""
-        shutil.rmtree(self.folder / WORK / slug(run_key), ignore_errors=True)
+        folder = self.work_folder(run_key)
+        doomed = partial_name(folder.parent, folder.name)
+        with contextlib.suppress(OSError):
+            folder.rename(doomed)  # so that it vanishes whole even if the deletion is cut short
+            shutil.rmtree(doomed, ignore_errors=True)
 
     # Finding
 
