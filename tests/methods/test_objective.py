@@ -5,14 +5,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from anytune.methods.objective import Classification, LanguageModelling, Regression, model_inputs
+from anytune.methods.objective import Classification, LanguageModelling, Regression
 from anytune.models.base import load_base
+from anytune.models.language_modelling import model_inputs
 
 
 def test_only_inputs_reach_a_model():
     batch = {"input_ids": 1, "attention_mask": 2, "token_type_ids": 3, "labels": 4, "num_items": 5, "teacher_rows": 6}
-    assert model_inputs(batch) == {"input_ids": 1, "attention_mask": 2, "token_type_ids": 3}
-    assert model_inputs({"input_ids": 1}) == {"input_ids": 1}
+
+    class Inside:
+        def forward(self, input_ids, attention_mask, token_type_ids): ...
+
+    class Named:
+        def forward(self, input_ids, attention_mask, **rest): ...
+
+        def get_base_model(self):  # PEFT's forward names no segment ids, the model inside does
+            return Inside()
+
+    assert model_inputs(Inside(), batch) == {"input_ids": 1, "attention_mask": 2, "token_type_ids": 3}
+    assert model_inputs(Named(), batch) == {"input_ids": 1, "attention_mask": 2, "token_type_ids": 3}
+    del Named.get_base_model
+    assert model_inputs(Named(), batch) == {"input_ids": 1, "attention_mask": 2}
+    assert model_inputs(Named(), {"input_ids": 1}) == {"input_ids": 1}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anytune.data.batches import Encoded, evaluation_batches
 from anytune.engine.loop import Evaluation
 from anytune.engine.runtime import Runtime
-from anytune.methods.objective import LanguageModelling, model_inputs
+from anytune.methods.objective import Generation, LanguageModelling
 from anytune.methods.step import upcast
+from anytune.models.language_modelling import NO_LABEL, label_loss, model_inputs
 
 
 @torch.no_grad()
@@ -26,20 +29,94 @@ def predict_logits(
     Args:
         batches: pairs of (row numbers ``[b]``, batch), in any order; together they name each row once.
     """
-    was_training = model.training
-    model.eval()
-    autocast = runtime.autocast() or contextlib.nullcontext
     rows: Tensor | None = None
-    for numbers, batch in batches:
-        with autocast():
-            logits = model(**model_inputs(runtime.to_device(batch))).logits
-        logits = upcast(logits).cpu()
+    for numbers, _, logits in _outputs(model, batches, runtime):
         if rows is None:
             rows = torch.full((count, logits.shape[-1]), float("nan"), dtype=logits.dtype)
         rows[numbers] = logits
-    model.train(was_training)
     assert rows is not None
     return rows
+
+
+def _outputs(
+    model: nn.Module, batches: Iterable[tuple[Tensor, dict[str, Any]]], runtime: Runtime
+) -> Iterator[tuple[Tensor, dict[str, Any], Tensor]]:
+    """(row numbers, batch on the CPU, logits in fp32 on the CPU) of every batch, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    autocast = runtime.autocast() or contextlib.nullcontext
+    for numbers, batch in batches:
+        with autocast():
+            logits = model(**model_inputs(model, runtime.to_device(batch))).logits
+        yield numbers, batch, upcast(logits).cpu()
+    model.train(was_training)
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Tags of words, example by example.
+
+    Attributes:
+        indices: per example the index of each word's tag.
+        probabilities: per example how sure the model is of each; 0 for words that were cut off.
+        loss: mean cross-entropy over the words that were read.
+    """
+
+    indices: list[list[int]]
+    probabilities: list[list[float]]
+    loss: float
+
+
+@torch.no_grad()
+def predict_tags(
+    model: nn.Module, encoded: Encoded, words: Sequence[int], batch_size: int, runtime: Runtime, outside: int = 0
+) -> Tags:
+    """The likeliest tag of every word, in the order of the examples.
+
+    Args:
+        encoded: sentences of words, with or without labels.
+        words: number of words of each example.
+        outside: the tag of words that were cut off or have no token ("O").
+    """
+    assert encoded.first_pieces is not None
+    indices = [[outside] * count for count in words]
+    sure = [[0.0] * count for count in words]
+    summed, items = 0.0, 0
+    for numbers, batch, logits in _outputs(model, evaluation_batches(encoded, batch_size), runtime):
+        if "labels" in batch:
+            chosen = batch["labels"] != NO_LABEL
+            summed += label_loss(logits[chosen], batch["labels"][chosen], "sum").item()
+            items += int(chosen.sum())
+        best = logits.softmax(dim=-1).max(dim=-1)
+        for row, tags, values in zip(numbers.tolist(), best.indices.tolist(), best.values.tolist(), strict=True):
+            for word, place in enumerate(encoded.first_pieces[row]):
+                if place >= 0:
+                    indices[row][word], sure[row][word] = tags[place], values[place]
+    return Tags(indices, sure, summed / max(1, items))
+
+
+@torch.no_grad()
+def response_losses(
+    model: nn.Module, objective: Generation, encoded: Encoded, batch_size: int, runtime: Runtime
+) -> Tensor:
+    """Per example the summed loss of its response in nats, and its tokens: ``[examples, 2]`` fp64 on the CPU.
+
+    The mean loss of a split, whose exp is its perplexity, is the ratio of the two columns' sums.
+    """
+    found = torch.zeros(len(encoded), 2, dtype=torch.float64)
+    was_training = model.training
+    model.eval()
+    autocast = runtime.autocast() or contextlib.nullcontext
+    for numbers, batch in evaluation_batches(encoded, batch_size):
+        with autocast():
+            output = objective.forward(model, runtime.to_device(batch))
+        losses = label_loss(output.logits, output.labels, "none").double().cpu()
+        labelled = batch["labels"] != NO_LABEL
+        tokens = (labelled[:, 1:] if encoded.layout == "next" else labelled).sum(dim=1).tolist()
+        for row, values in zip(numbers.tolist(), losses.split(tokens), strict=True):
+            found[row, 0], found[row, 1] = values.sum(), len(values)
+    model.train(was_training)
+    return found
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from anytune.data.batches import encode_task, evaluation_batches
+from anytune.data.batches import encode_prompts, encode_task, evaluation_batches
 from anytune.data.tasks import Example, Task
-from anytune.engine.prediction import predict_logits, probabilities
+from anytune.engine.generation import LONGEST_RESPONSE, GreedyDecoding
+from anytune.engine.prediction import predict_logits, predict_tags, probabilities
 from anytune.engine.runtime import make_runtime
 from anytune.errors import DataError, StoreError
 from anytune.jobs.opening import base_of_delta, open_delta, open_store, open_task
-from anytune.jobs.recycle import check_labels
+from anytune.jobs.recycle import check_labels, known_columns
+from anytune.jobs.scoring import EncodedTask, Scorer
 from anytune.jobs.tune import Source
-from anytune.jobs.tuning import EncodedTask, evaluator, install_delta, load_delta
+from anytune.jobs.tuning import install_delta, load_delta
 from anytune.manifests import MANIFEST_NAME, Manifest, staged_folder
 from anytune.models.adapters import merge as merge_adapter
 from anytune.models.base import Base, save_base
@@ -57,37 +59,59 @@ def load(
 
 def predict(
     delta: Entry | Source,
-    texts: Iterable[str | tuple[str, str]],
+    texts: Iterable[str | tuple[str, str] | Sequence[str]],
     *,
     store: Store | Source | None = None,
     base: Base | Entry | Source | None = None,
     batch_size: int = 64,
     max_length: int | None = None,
+    max_new_tokens: int = LONGEST_RESPONSE,
 ) -> list[dict[str, Any]]:
-    """Predict labels for texts (or pairs of texts), in their order.
+    """Answer texts, in their order, as the delta's kind of task asks for.
+
+    Args:
+        texts: texts, or pairs of texts as tuples. For token classification each is a list of words, or a text that
+            is split at white space; for generation a prompt.
+        max_length: longest text (for decoders: prompt) in tokens; default: as it was tuned.
+        max_new_tokens: longest response in tokens (generation).
 
     Returns:
-        Per text ``{"label": name, "probability": p, "probabilities": {name: p}}``, or ``{"value": x}`` for regression.
+        Per text ``{"label": name, "probability": p, "probabilities": {name: p}}`` (classification), ``{"value": x}``
+        (regression), ``{"words": [...], "tags": [...], "probabilities": [...]}`` with one tag and its probability a
+        word (token classification), or ``{"response": text}`` (generation).
 
     Raises:
         DataError: there is no text, or one is empty.
     """
     place = _store_for(delta, store)
     entry = open_delta(delta, place)
-    pairs = [text if isinstance(text, tuple) else (text, None) for text in texts]
-    rows = [Example(first, second, 0) for first, second in pairs]
-    if not rows:
-        raise DataError("there is no text to predict for", fix='anytune predict DELTA "some text"')
-    for number, row in enumerate(rows):
-        if not isinstance(row.text, str) or not row.text.strip():
-            raise DataError(f"text {number + 1} is empty", why="There is nothing to predict from.")
-    check_pairs(entry.manifest, rows)
-    model, tokenizer = load(entry, store=place, base=base)
-    length = max_length or int(entry.manifest.training.get("max_length", 128))
+    manifest = entry.manifest
+    kind = manifest.task.kind if manifest.task else "classification"
+    rows = _examples(texts, kind)
+    check_pairs(manifest, rows)
+    belongs = base_of_delta(entry, place, base)
+    model, tokenizer = load(entry, store=place, base=belongs)
     runtime = make_runtime("fp32")
+    model = model.to(runtime.device)
+    length = max_length or int(manifest.training.get("max_length", 128))
+    if kind == "generation":
+        decoding = GreedyDecoding(
+            tokenizer=tokenizer, max_new_tokens=max_new_tokens, position_limit=belongs.position_limit,
+            encoder_decoder=belongs.anatomy.encoder_decoder,
+        )  # fmt: skip
+        prompts = encode_prompts([row.text for row in rows], tokenizer, length, belongs.anatomy.encoder_decoder)
+        return [{"response": text} for text in decoding.respond(model, prompts, batch_size, runtime)]
     encoded = encode_task(rows, tokenizer, length, None)
-    logits = predict_logits(model.to(runtime.device), evaluation_batches(encoded, batch_size), len(rows), runtime)
-    names = entry.manifest.label_names
+    names = manifest.label_names
+    if kind == "token-classification":
+        words = [list(row.words or ()) for row in rows]
+        outside = names.index("O") if "O" in names else 0
+        found = predict_tags(model, encoded, list(map(len, words)), batch_size, runtime, outside)
+        return [
+            {"words": said, "tags": [names[tag] for tag in tags], "probabilities": sure}
+            for said, tags, sure in zip(words, found.indices, found.probabilities, strict=True)
+        ]
+    logits = predict_logits(model, evaluation_batches(encoded, batch_size), len(rows), runtime)
     if not names:
         return [{"value": value} for value in logits.squeeze(-1).tolist()]
     answers = []
@@ -97,6 +121,31 @@ def predict(
             {"label": names[best], "probability": row[best], "probabilities": dict(zip(names, row, strict=True))}
         )
     return answers
+
+
+def _examples(texts: Iterable[str | tuple[str, str] | Sequence[str]], kind: str) -> list[Example]:
+    """Texts as examples without labels, checked."""
+    rows = []
+    for number, text in enumerate(texts):
+        if kind == "token-classification" and isinstance(text, str):
+            text = text.split()
+        if kind == "token-classification":
+            words = tuple(text)
+            if not words or not all(isinstance(word, str) and word.strip() for word in words):
+                raise DataError(
+                    f"text {number + 1} is {'empty' if not words else 'no list of words'}",
+                    why="Each word gets a tag.",
+                    fix='a text, or a list of words: ["Ada", "met", "Charles"]',
+                )
+            rows.append(Example(" ".join(words), None, 0, words))
+            continue
+        first, second = text if isinstance(text, tuple) else (text, None)
+        if not isinstance(first, str) or not first.strip():
+            raise DataError(f"text {number + 1} is empty", why="There is nothing to predict from.")
+        rows.append(Example(first, second, 0))
+    if not rows:
+        raise DataError("there is no text to predict for", fix='anytune predict DELTA "some text"')
+    return rows
 
 
 def evaluate(
@@ -122,12 +171,17 @@ def evaluate(
     source = task if task is not None else manifest.task.ref if manifest.task else None
     if source is None:
         raise StoreError(f"'{entry.reference}' does not say where its task's data are", fix="--task FILE")
-    data = open_task(source, **{"label_names": manifest.label_names or None, **columns})
+    data = open_task(source, **{**known_columns(manifest), **columns})
     check_labels(manifest, data)
-    model, tokenizer = load(entry, store=place, base=base)
+    belongs = base_of_delta(entry, place, base)
+    model, _ = load(entry, store=place, base=belongs)
     runtime = make_runtime("fp32")
-    encoded = getattr(EncodedTask.of(data, tokenizer, int(manifest.training.get("max_length", 128))), split)
-    found, _ = evaluator(data, encoded, split, batch_size, runtime)(model.to(runtime.device))
+    length = int(manifest.training.get("max_length", 128))
+    scorer = Scorer(
+        task=data, encoded=getattr(EncodedTask.of(data, belongs, length), split), split=split, base=belongs,
+        batch_size=batch_size, runtime=runtime,
+    )  # fmt: skip
+    found, _ = scorer(model.to(runtime.device))
     if manifest.task is not None and manifest.task.content == data.content:
         place.update(entry, scores={split: found.scores})
     return dict(found.scores)
@@ -140,7 +194,10 @@ def merge(
     store: Store | Source | None = None,
     base: Base | Entry | Source | None = None,
 ) -> Path:
-    """Write base and delta as one plain transformers folder that ``AutoModelForSequenceClassification`` loads.
+    """Write base and delta as one plain transformers folder.
+
+    ``AutoModelForSequenceClassification`` loads it, or the class of the delta's kind:
+    ``AutoModelForTokenClassification``, ``AutoModelForCausalLM``, ``AutoModelForSeq2SeqLM``.
 
     Raises:
         StoreError: ``out`` exists or cannot be written.

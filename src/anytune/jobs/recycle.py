@@ -10,8 +10,9 @@ from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import DataError, DeltaError, StoreError, WrongBaseError
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_store, open_task
+from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.tune import Source, check_seeds, recipe_of
-from anytune.jobs.tuning import EncodedTask, Outdated, TuningPlan, load_delta, tune_once
+from anytune.jobs.tuning import Outdated, TuningPlan, load_delta, tune_once
 from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method
@@ -72,7 +73,7 @@ def recycle(
     given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
     settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new)
     tuned_by = _tune_methods(entry.manifest, tune, moved_delta)
-    encoded = EncodedTask.of(data, new.tokenizer(), settings.max_length)
+    encoded = EncodedTask.of(data, new, settings.max_length)
     entries = []
     for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):
         recycle_method = registry.parse(method, "recycle")
@@ -103,7 +104,10 @@ def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:
     delta = load_delta(entry)
     if isinstance(delta, FullDelta):
         return delta if delta.base.backbone == new.identity.backbone else delta.rebased(new.identity)
-    return complete_head(delta, entry, old).rebase(old.tensors(), new.tensors(), new.anatomy)
+    # a generating model's head is the base's own vocabulary head: a copy of it moves as a difference too
+    head = entry.manifest.task is not None and entry.manifest.task.kind == "generation"
+    tensors = (base.tensors(pretraining_head=head) for base in (old, new))
+    return complete_head(delta, entry, old).rebase(*tensors, new.anatomy)
 
 
 def check_vocabulary(old: Base, new: Base) -> None:
@@ -157,7 +161,7 @@ def check_labels(manifest: Manifest, task: Task) -> None:
             why="A head of one kind gives nothing for the other.",
             fix="--task the task the delta was tuned on",
         )
-    if task.kind == "classification" and list(task.label_names) != manifest.label_names:
+    if task.label_names and list(task.label_names) != manifest.label_names:
         raise DataError(
             f"labels differ: the delta has {_few(manifest.label_names)}; "
             f"task '{task.name}' has {_few(task.label_names)}",
@@ -178,7 +182,7 @@ def _few(names: Sequence[str]) -> str:
 
 def _task_of(manifest: Manifest, task: Task | Source | None, columns: Mapping[str, Any]) -> Task:
     if task is not None:
-        return open_task(task, **{"label_names": manifest.label_names or None, **columns})
+        return open_task(task, **{**known_columns(manifest), **columns})
     if manifest.task is None or manifest.task.ref is None:
         raise StoreError(
             f"'{manifest.name}' does not say where its task's data are",
@@ -186,6 +190,14 @@ def _task_of(manifest: Manifest, task: Task | Source | None, columns: Mapping[st
             fix="--task FILE",
         )
     return open_task(manifest.task.ref, **columns)
+
+
+def known_columns(manifest: Manifest) -> dict[str, Any]:
+    """What a delta knows about the data it is scored on: the labels in their order, and kinds that need telling."""
+    known: dict[str, Any] = {"label_names": manifest.label_names or None}
+    if manifest.task is not None and manifest.task.kind in ("token-classification", "generation"):
+        known["kind"] = manifest.task.kind
+    return known
 
 
 def _inherited(manifest: Manifest) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import SettingsError
 from anytune.jobs.opening import fitting, open_base, open_store, open_task
-from anytune.jobs.tuning import EncodedTask, TuningPlan, refuse_untrained, tune_once
+from anytune.jobs.scoring import EncodedTask
+from anytune.jobs.tuning import TuningPlan, refuse_untrained, tune_once
 from anytune.methods import registry
 from anytune.models.base import Base
 from anytune.store import Entry, Store
@@ -67,7 +68,7 @@ def tune(
         raise SettingsError("no method is given", why="An empty list trains nothing.", fix="method=full")
     refuse_untrained(methods, "tune")
     settings = fitting(training_settings(training), opened)
-    encoded = EncodedTask.of(data, opened.tokenizer(), settings.max_length)
+    encoded = EncodedTask.of(data, opened, settings.max_length)
     entries = []
     for seed in check_seeds(seeds):
         plan = TuningPlan(

@@ -5,31 +5,27 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from anytune.data.batches import Encoded, ExampleBatches, encode_task, evaluation_batches
+from anytune.data.batches import ExampleBatches
 from anytune.data.tasks import Task
 from anytune.engine.loop import Evaluation, train
-from anytune.engine.prediction import predict_logits, task_evaluation
 from anytune.engine.progress import Reporter, Silent
 from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps
 from anytune.errors import DeltaError, MethodError
+from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent, run_key
 from anytune.methods import registry
-from anytune.methods.objective import Classification, Regression
+from anytune.methods.objective import objective_for
 from anytune.methods.protocol import Method, Run, overrides
-from anytune.metrics import METRICS, score
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
 from anytune.models.delta import FullDelta
@@ -89,50 +85,6 @@ class TuningPlan:
         )  # fmt: skip
 
 
-@dataclass
-class EncodedTask:
-    """The three splits of a task as token ids; made once and shared by the runs of a job."""
-
-    train: Encoded
-    validation: Encoded
-    test: Encoded
-
-    @classmethod
-    def of(cls, task: Task, tokenizer: Any, max_length: int) -> EncodedTask:
-        """Tokenise all splits (truncated at ``max_length`` tokens)."""
-        parts = (
-            encode_task(rows, tokenizer, max_length, task.kind) for rows in (task.train, task.validation, task.test)
-        )
-        return cls(*parts)
-
-
-def gold_labels(task: Task, split: str) -> np.ndarray:
-    """The labels of a split: class numbers (int64) or real values (float32), ``[n]``."""
-    rows = getattr(task, split)
-    return np.array([row.label for row in rows], dtype=np.int64 if task.kind == "classification" else np.float32)
-
-
-def evaluator(
-    task: Task, encoded: Encoded, split: str, batch_size: int, runtime: Runtime
-) -> Callable[[nn.Module], tuple[Evaluation, Tensor]]:
-    """A function that scores a model on a split and gives its logits ``[n, outputs]`` too."""
-    gold = gold_labels(task, split)
-
-    def evaluate(model: nn.Module) -> tuple[Evaluation, Tensor]:
-        logits = predict_logits(model, evaluation_batches(encoded, batch_size), len(gold), runtime)
-        found = task_evaluation(
-            gold,
-            task.kind,
-            lambda predicted, labels: score(task.metric, predicted, labels, len(task.label_names)),
-            logits,
-        )
-        if not METRICS[task.metric].higher_is_better:
-            found = replace(found, better=-found.better)
-        return found, logits
-
-    return evaluate
-
-
 def tune_once(
     plan: TuningPlan, store: Store, *, encoded: EncodedTask | None = None, reporter: Reporter | None = None
 ) -> Entry:
@@ -146,10 +98,10 @@ def tune_once(
     if finished:
         return finished[-1]
     task, base, settings = plan.task, plan.base, plan.settings
-    encoded = encoded or EncodedTask.of(task, base.tokenizer(), settings.max_length)
+    encoded = encoded or EncodedTask.of(task, base, settings.max_length)
     batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
     steps = total_steps(settings, batches.batches_per_epoch, world=runtime.world) if plan.trains else 0
-    validate = evaluator(task, encoded.validation, "validation", settings.evaluate_batch_size, runtime)
+    validate = _scorer(plan, encoded, "validation", runtime)
     work = store.work(key)
     with seeded(derive_seed(plan.seed, "train")):
         model, head_names = base.task_model(task.kind, task.label_names, derive_seed(plan.seed, "head"))
@@ -165,13 +117,13 @@ def tune_once(
         result = train(
             model,
             methods=plan.methods,
-            objective=Classification() if task.kind == "classification" else Regression(),
+            objective=objective_for(task.kind, base.anatomy),
             batches=batches,
             steps=steps,
             settings=settings,
             learning_rate=learning_rate(plan),
             runtime=runtime,
-            evaluate=lambda current: validate(current)[0],
+            evaluate=lambda current: validate(current, decoded=DECODED_WHILE_TRAINING)[0],
             work=work,
             title=title(plan),
             reporter=reporter or Silent(),
@@ -181,6 +133,13 @@ def tune_once(
     entry = _Outcome(plan, key, model, list(head_names), result, encoded, runtime, work).keep(store)
     store.end_work(key)
     return entry
+
+
+def _scorer(plan: TuningPlan, encoded: EncodedTask, split: str, runtime: Runtime) -> Scorer:
+    return Scorer(
+        task=plan.task, encoded=getattr(encoded, split), split=split, base=plan.base,
+        batch_size=plan.settings.evaluate_batch_size, runtime=runtime,
+    )  # fmt: skip
 
 
 def learning_rate(plan: TuningPlan) -> float:
@@ -219,7 +178,7 @@ def install_delta(delta: AnyDelta, model: nn.Module, base: Base, *, trainable: b
     """Put a delta of ``base`` into a task model made by ``base``; returns the model to use (PEFT wraps it)."""
     if isinstance(delta, AdapterDelta):
         return delta.attach(model, trainable=trainable)
-    delta.install(model, base.tensors(), base.identity)
+    delta.install(model, base.tensors(pretraining_head=True), base.identity)
     return model
 
 
@@ -227,7 +186,8 @@ def delta_of(model: nn.Module, base: Base, head_names: list[str], identity: Base
     """The delta a tuned model is: an adapter if PEFT wraps it, else the full difference to its base."""
     if hasattr(model, "peft_config"):
         return AdapterDelta.from_model(model, identity)
-    return FullDelta.extract(base.tensors(), model.state_dict(), head_names, base.anatomy, identity)
+    tensors = base.tensors(pretraining_head=True)
+    return FullDelta.extract(tensors, model.state_dict(), head_names, base.anatomy, identity)
 
 
 @dataclass
@@ -245,7 +205,7 @@ class _Outcome:
 
     def keep(self, store: Store) -> Entry:
         plan = self.plan
-        on_test, logits = self.evaluate("test")
+        on_test, answers = self.evaluate("test")
         scores = {"validation": self.validation_scores(), "test": dict(on_test.scores)}
         self.model.cpu()
         delta = self.delta() if plan.keep == "weights" else None
@@ -256,21 +216,21 @@ class _Outcome:
                 delta.save(folder, plan.base.identity)
             elif delta is not None:
                 delta.save(folder)
-            write_predictions(folder / PREDICTIONS_NAME, plan.task, "test", logits)
+            write_predictions(folder / PREDICTIONS_NAME, plan.task, "test", answers)
             if (self.work / METRICS_NAME).exists():
                 shutil.copy(self.work / METRICS_NAME, folder / METRICS_NAME)
 
         return Entry(store.add(manifest, write), manifest)
 
-    def evaluate(self, split: str) -> tuple[Evaluation, Tensor]:
-        size = self.plan.settings.evaluate_batch_size
-        return evaluator(self.plan.task, getattr(self.encoded, split), split, size, self.runtime)(self.model)
+    def evaluate(self, split: str) -> tuple[Evaluation, Answers]:
+        return _scorer(self.plan, self.encoded, split, self.runtime)(self.model)
 
     def validation_scores(self) -> dict[str, float | None]:
         """Of the weights that are kept: they stand in the curve, unless a method changed the model at the end."""
         kept = self.result.best_step if self.plan.settings.keep == "best" else self.result.steps
         points = [point for point in self.result.curve if point.step == kept]
-        if points and not any(overrides(method, "finish") for method in self.plan.methods):
+        whole = _scorer(self.plan, self.encoded, "validation", self.runtime).is_whole(DECODED_WHILE_TRAINING)
+        if points and whole and not any(overrides(method, "finish") for method in self.plan.methods):
             return dict(points[-1].scores)
         return dict(self.evaluate("validation")[0].scores)
 
@@ -320,22 +280,6 @@ def truncation_notes(encoded: EncodedTask, max_length: int) -> list[str]:
     """A note if texts were longer than ``max_length`` tokens: how many of how many."""
     cut, whole = encoded.train.truncated, len(encoded.train)
     return [f"{cut} of {whole} training texts are longer than {max_length} tokens and were cut"] if cut else []
-
-
-def write_predictions(path: Path, task: Task, split: str, logits: Tensor) -> None:
-    """One JSON line per example of a split: row, gold, predicted, and for classes the predicted one's probability."""
-    gold = gold_labels(task, split).tolist()
-    with path.open("w", encoding="utf-8") as handle:
-        if task.kind == "classification":
-            best = torch.softmax(logits, dim=-1).max(dim=-1)
-            predicted, sure = best.indices.tolist(), best.values.tolist()
-            for row, (right, guess, probability) in enumerate(zip(gold, predicted, sure, strict=True)):
-                line = {"row": row, "gold": task.label_names[right], "predicted": task.label_names[guess],
-                        "probability": round(probability, 4)}  # fmt: skip
-                handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-        else:
-            for row, (right, guess) in enumerate(zip(gold, logits.squeeze(-1).tolist(), strict=True)):
-                handle.write(json.dumps({"row": row, "gold": round(right, 6), "predicted": round(guess, 6)}) + "\n")
 
 
 def refuse_untrained(methods: Sequence[Method], job: str) -> None:

@@ -1,13 +1,19 @@
 """Plain objectives: what training means before any method changes it.
 
 Each has ``forward(model, batch) -> output`` and ``terms(output, batch) -> {"loss": scalar}``, the scalar being the
-mean over the micro-batch's items. Only the inputs of a model are handed to it; other batch keys (labels, counts, what
-methods add) never reach a forward that would swallow them without an error.
+mean over the micro-batch's items. ``output.logits`` has one row per item, ``[items, outputs]``, for every kind: per
+example (classification, regression), per labelled word (token classification), per labelled token (generation,
+language modelling). So a method that compares two models' logits, such as distillation, reads them the same way
+everywhere.
+
+Only the inputs of a model are handed to it; other batch keys (labels, counts, what methods add) never reach a forward
+that would swallow them without an error.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,15 +22,20 @@ from torch.nn import functional
 from anytune.methods.protocol import Batch, Terms
 from anytune.methods.step import upcast
 from anytune.models.anatomy import Anatomy
-from anytune.models.language_modelling import language_model_loss
-
-#: The batch keys that are inputs of a model; everything else (labels, counts, indices) stays outside.
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+from anytune.models.language_modelling import NO_LABEL, label_loss, labelled_logits, model_inputs
 
 
-def model_inputs(batch: Batch) -> dict[str, Tensor]:
-    """The part of a batch that is input to the model."""
-    return {key: batch[key] for key in MODEL_INPUTS if key in batch}
+@dataclass(frozen=True)
+class Labelled:
+    """Logits where there are labels: ``logits`` [items, outputs] beside ``labels`` [items]."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """Mean cross-entropy over the items, a scalar in fp32 or wider; 0 with a gradient of zeros for no items."""
+        return label_loss(self.logits, self.labels)
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class Classification:
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output, with ``.logits``."""
-        return model(**model_inputs(batch))
+        return model(**model_inputs(model, batch))
 
     def terms(self, output: Any, batch: Batch) -> Terms:
         """``{"loss": mean over examples}``."""
@@ -46,12 +57,29 @@ class Regression:
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output, with ``.logits``."""
-        return model(**model_inputs(batch))
+        return model(**model_inputs(model, batch))
 
     def terms(self, output: Any, batch: Batch) -> Terms:
         """``{"loss": mean over examples}``."""
         predicted = upcast(output.logits).squeeze(-1)
         return {"loss": functional.mse_loss(predicted, batch["labels"].to(predicted.dtype))}
+
+
+@dataclass(frozen=True)
+class TokenClassification:
+    """Cross-entropy at the labelled positions (the first piece of each word): ``logits [words, tags]``.
+
+    The head is computed everywhere: beside a block it costs nothing, and its dropout is drawn as in the stock model.
+    """
+
+    def forward(self, model: nn.Module, batch: Batch) -> Labelled:
+        """Logits and labels of the labelled positions, row by row."""
+        chosen = batch["labels"] != NO_LABEL
+        return Labelled(model(**model_inputs(model, batch)).logits[chosen], batch["labels"][chosen])
+
+    def terms(self, output: Labelled, batch: Batch) -> Terms:
+        """``{"loss": mean over labelled words}``."""
+        return {"loss": output.loss}
 
 
 @dataclass(frozen=True)
@@ -63,10 +91,30 @@ class LanguageModelling:
 
     anatomy: Anatomy
 
-    def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss itself: mean over scored tokens, in nats."""
-        return language_model_loss(model, batch, self.anatomy)
+    def forward(self, model: nn.Module, batch: Batch) -> Labelled:
+        """Vocabulary logits and labels of the scored tokens; the output's ``.loss`` is in nats."""
+        return Labelled(*labelled_logits(model, batch, self.anatomy))
 
-    def terms(self, output: Tensor, batch: Batch) -> Terms:
+    def terms(self, output: Labelled, batch: Batch) -> Terms:
         """``{"loss": mean over scored tokens}``."""
-        return {"loss": output}
+        return {"loss": output.loss}
+
+
+@dataclass(frozen=True)
+class Generation(LanguageModelling):
+    """Language modelling of the response alone, given its prompt.
+
+    A decoder reads prompt and response in one row, an encoder-decoder reads the prompt with its encoder and predicts
+    the response with its decoder; either way only the response's tokens carry labels.
+    """
+
+
+def objective_for(kind: str, anatomy: Anatomy) -> Classification | Regression | TokenClassification | Generation:
+    """The plain objective of a kind of task (a key of ``data.tasks.KINDS``) on a kind of model."""
+    made = {
+        "classification": Classification(),
+        "regression": Regression(),
+        "token-classification": TokenClassification(),
+        "generation": Generation(anatomy),
+    }
+    return made[kind]
