@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from anytune.engine.checkpoints import drop_checkpoints, newest
 from anytune.engine.progress import Reporter
+from anytune.engine.runtime import Runtime
 from anytune.engine.settings import differences
 from anytune.errors import SettingsError, StoreError, TrainingError, nearest
 from anytune.manifests import digest, run_key, write_atomic
@@ -183,8 +184,7 @@ def once(
     *,
     resume: Resume = "auto",
     reporter: Reporter,
-    rank: int = 0,
-    world: int = 1,
+    runtime: Runtime | None = None,
 ) -> Entry:
     """The finished artefact of a run; if there is none, what ``make(work folder)`` makes, in one process at a time.
 
@@ -192,27 +192,39 @@ def once(
     (go on at step N, begin beside a run that differs in a setting) is said before it is called.
 
     Args:
-        rank: of the process among ``world`` of one launcher; rank 0 holds the folder for all of them.
+        runtime: where several processes of one launcher share the run: process 0 decides and holds the folder for
+            all of them, ``make`` is called in each, and each gets the artefact.
 
     Raises:
         TrainingError: the work folder belongs to another run, or one of several processes of a launcher finds a run
             that others are at work on.
     """
-    finished = store.find(kind, run=identity.key)
-    if not finished and rank:
-        return make(store.work(identity.key))
-    if not finished or store.work_folder(identity.key).exists():  # of a finished run: it was killed before tidying up
 
-        def busy(folder: Path) -> None:
-            _busy(identity, folder, reporter, world)
+    def first(function: Callable[[], Entry | None]) -> Entry | None:
+        return runtime.first(function) if runtime is not None else function()
 
-        with store.at_work(identity.key, busy) as folder:
-            finished = store.find(kind, run=identity.key)
-            if not finished:
-                _begin(store, identity, folder, resume, reporter)
-                finished = [make(folder)]
-            store.end_work(identity.key)
-    return finished[-1]
+    def busy(folder: Path) -> None:
+        _busy(identity, folder, reporter, runtime.world if runtime is not None else 1)
+
+    with ExitStack() as holding:
+
+        def finished() -> Entry | None:
+            """The artefact; if there is none, the work folder is held and the run can begin."""
+            found = store.find(kind, run=identity.key)
+            if not found or store.work_folder(identity.key).exists():  # of a finished run: killed before tidying up
+                folder = holding.enter_context(store.at_work(identity.key, busy))
+                found = store.find(kind, run=identity.key)
+                if not found:
+                    _begin(store, identity, folder, resume, reporter)
+                    return None
+                store.end_work(identity.key)
+            return found[-1]
+
+        entry = first(finished)
+        if entry is None:
+            entry = make(store.work_folder(identity.key))
+            first(lambda: store.end_work(identity.key))
+    return entry
 
 
 def _begin(store: Store, identity: RunIdentity, folder: Path, resume: Resume, reporter: Reporter) -> None:
