@@ -27,6 +27,7 @@ from anytune.engine.runtime import Runtime, derive_seed
 from anytune.engine.settings import TrainingSettings, decisive, differences, learning_rate_share
 from anytune.engine.sharding import Alone, Copies, Placed, ShardedModel, check_sharded
 from anytune.engine.stages import default_groups, stage_borders
+from anytune.engine.tracking import RunLog, TrackedRun
 from anytune.errors import TrainingError
 from anytune.manifests import METRICS_NAME, CurvePoint
 from anytune.methods.protocol import Batch, Method, Stage, overrides
@@ -73,6 +74,7 @@ def train(
     work: Path | None = None,
     title: str = "training",
     reporter: Reporter | None = None,
+    tracked: TrackedRun | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place; afterwards it holds the weights ``settings.keep`` asks for.
 
@@ -84,6 +86,7 @@ def train(
         steps: optimizer steps in all; 0 only evaluates.
         evaluate: called on the model in evaluation mode before step 0, every ``evaluate_every`` steps and at the end.
         work: folder for checkpoints and ``metrics.jsonl``; None keeps nothing.
+        tracked: experiment trackers that get the same lines.
 
     Raises:
         TrainingError: the loss is not finite, nothing is trainable, a checkpoint cannot be written, or the one in
@@ -94,6 +97,7 @@ def train(
         model=model, methods=methods, objective=objective, batches=batches, steps=steps, settings=settings,
         learning_rate=learning_rate, runtime=runtime, evaluate=evaluate, work=work, title=title,
         reporter=reporter if reporter is not None and runtime.rank == 0 else Silent(),
+        tracked=tracked if runtime.rank == 0 else None,
     )  # fmt: skip
     with noticing_loss():
         return loop.run()
@@ -115,6 +119,7 @@ class _Loop:
     work: Path | None
     title: str
     reporter: Reporter
+    tracked: TrackedRun | None = None
 
     def __post_init__(self) -> None:
         self.model = self.model.to(self.runtime.device)
@@ -149,7 +154,9 @@ class _Loop:
         if resumed is None and self.runtime.rank > 0:  # dropout must not be the same on every process's batches
             torch.manual_seed(derive_seed(torch.initial_seed(), "process", self.runtime.rank))
         path = self.work / METRICS_NAME if self.work and self.runtime.rank == 0 else None
-        self.log = JsonLines(path, resume_at=self.state.step)
+        self.log = RunLog(JsonLines(path, resume_at=self.state.step), self.tracked)
+        if self.tracked is not None:
+            self.tracked.start(self.state.step, self.reporter.say)
         self.reporter.start(self.title, self.steps, self.state.step)
         try:
             if resumed is None:
@@ -368,7 +375,7 @@ class _Loop:
         """What a checkpoint must have been made with for the run to go on from it."""
         return {
             **decisive(self.settings), "steps": self.steps, "learning_rate": self.learning_rate,
-            "precision": self.runtime.precision, "processes": self.runtime.world,
+            **self.runtime.decides(),
             "methods": [method.name for method in self.methods],
         }  # fmt: skip
 
