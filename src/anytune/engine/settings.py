@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from anytune.errors import SettingsError, nearest
 
 #: Training settings that change no result: run keys leave them out, so a run that goes on may change them.
-RESULTLESS = ("checkpoint_every", "checkpoints_kept")
+RESULTLESS = ("checkpoint_every", "checkpoints_kept", "sharding")
 
 
 class TrainingSettings(BaseModel):
@@ -39,6 +39,9 @@ class TrainingSettings(BaseModel):
     keep: Literal["best", "last"] = Field("best", description="weights kept: best on validation, or the last")
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints; default: one a minute")
     checkpoints_kept: int = Field(2, gt=0, le=100, description="newest checkpoints that stay; older ones are dropped")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="fsdp = weights split up over the processes of a launcher; none = a copy in each"
+    )
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden (masked language modelling)")
 
 
@@ -97,7 +100,17 @@ def total_steps(
     Args:
         batches_per_epoch: micro-batches that make up one pass over the data.
         world: processes that share the micro-batches out among them.
+
+    Raises:
+        SettingsError: there are more processes than batches in a pass over the data.
     """
+    if world > batches_per_epoch:
+        raise SettingsError(
+            f"{world} processes share {batches_per_epoch} batches of {settings.batch_size}",
+            why="Some would see texts of the next pass in the same step as the others see those of this one.",
+            fix=f"--batch-size {max(1, settings.batch_size * batches_per_epoch // world)}   (it counts per process), "
+            "or fewer processes",
+        )
     if settings.steps is not None:
         return settings.steps
     epochs = settings.epochs if settings.epochs is not None else default_epochs

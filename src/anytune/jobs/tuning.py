@@ -75,12 +75,12 @@ class TuningPlan:
         """Whether any step is made."""
         return all(method.trains for method in self.methods)
 
-    def key(self, precision: str) -> str:
+    def key(self, runtime: Runtime) -> str:
         """The run key: over everything that decides the weights and scores, and nothing else."""
         return run_key(
             job=self.job, base=[self.base.identity.backbone, self.base.identity.vocabulary], task=self.task.content,
             methods=[registry.record(method).model_dump() for method in self.methods],
-            training={**decisive(self.settings), "precision": precision}, seed=self.seed,
+            training={**decisive(self.settings), **runtime.decides()}, seed=self.seed,
             outdated=self.outdated.entry.manifest.id if self.outdated else None, keep=self.keep,
         )  # fmt: skip
 
@@ -92,9 +92,9 @@ def tune_once(
 
     An interrupted run leaves its checkpoints in the store and goes on from them when called again.
     """
-    runtime = make_runtime(plan.settings.precision)
-    key = plan.key(runtime.precision)
-    finished = store.find("delta", run=key)
+    runtime = make_runtime(plan.settings.precision, sharding=plan.settings.sharding)
+    key = plan.key(runtime)
+    finished = runtime.first(lambda: store.find("delta", run=key))
     if finished:
         return finished[-1]
     task, base, settings = plan.task, plan.base, plan.settings
@@ -130,8 +130,9 @@ def tune_once(
         )
         for method in reversed(plan.methods):
             model = method.finish(model, run)
-    entry = _Outcome(plan, key, model, list(head_names), result, encoded, runtime, work).keep(store)
-    store.end_work(key)
+    outcome = _Outcome(plan, key, model, list(head_names), result, encoded, runtime, work)
+    entry = runtime.first(lambda: outcome.keep(store))
+    runtime.first(lambda: store.end_work(key))
     return entry
 
 
