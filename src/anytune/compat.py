@@ -68,6 +68,13 @@ def model_class(purpose: str, config: Any) -> Any:
     return mapping.get(type(config), None)
 
 
+def classifier_class(config_class: type) -> Any:
+    """The transformers class that classifies texts for a class of configs, or None."""
+    import transformers
+
+    return transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(config_class, None)
+
+
 def adapter_task_type(model: Any) -> str | None:
     """What PEFT calls the purpose of a model's class ("SEQ_CLS", "CAUSAL_LM", ...); None where it has no name for it."""
     purposes = {

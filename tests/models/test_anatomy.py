@@ -32,8 +32,7 @@ def batch_of(kind: str):
     ids = torch.randint(5, VOCABULARY, (3, 10), generator=torch.Generator().manual_seed(7))
     attention = torch.ones_like(ids)
     attention[2, 6:] = 0
-    batch = {"input_ids": ids.masked_fill(attention == 0, 0), "attention_mask": attention}
-    return batch
+    return {"input_ids": ids.masked_fill(attention == 0, 0), "attention_mask": attention}
 
 
 def test_every_row_of_the_table_is_tested_here():
@@ -139,7 +138,7 @@ def test_lora_targets_are_exactly_the_linear_maps_of_the_blocks(kind):
 def test_transposed_is_what_the_weights_are(kind):
     model = model_of(kind)
     anatomy = anatomy_of(model)
-    stack, blocks = anatomy.block_stacks(model)[0]
+    _, blocks = anatomy.block_stacks(model)[0]
     maps = {name: module for name, module in blocks[0].named_modules() if isinstance(module, compat.linear_types())}
     wide = next(module for name, module in maps.items() if name.endswith(("c_fc", "lin1", "wi", "wi_0", "up_proj",
                                                                           "Wi", "intermediate.dense")))  # fmt: skip
@@ -179,7 +178,7 @@ def test_the_newer_head_of_deberta_is_found_and_given_the_embeddings():
 
 
 def test_a_deberta_with_a_convolution_has_every_weight_somewhere():
-    model = make_model("deberta-v2", VOCABULARY, "backbone", conv_kernel_size=3, conv_act="gelu")
+    model = make_model("deberta-v2", VOCABULARY, purpose="backbone", conv_kernel_size=3, conv_act="gelu")
     anatomy = anatomy_of(model)
     assert anatomy.depth("encoder.conv.conv.weight") == 0
     assert all(anatomy.depth(name) is not None for name in anatomy.split(model.state_dict()).backbone)

@@ -170,9 +170,8 @@ def anatomy_of(config_or_model: Any) -> Anatomy:
         near = nearest(model_type, ANATOMIES)
         raise BaseError(
             f"unknown kind of model '{model_type}'",
-            why=f"Known: {', '.join(sorted(ANATOMIES))}. Where the weights of another kind sit is not known.",
-            fix=f"{near}"
-            if near
-            else "a base of one of these kinds, or a row in anytune/models/anatomy.py that says so",
+            why=f"Known: {', '.join(sorted(ANATOMIES))}. Where the weights of another kind sit is not known; "
+            "a row in anytune/models/anatomy.py would say it.",
+            fix=near or "a base of one of these kinds",
         )
     return ANATOMIES[model_type]

@@ -2,12 +2,18 @@
 
 With 15 % of the positions masked, the stock models still compute vocabulary logits [batch, length, vocabulary] for all
 of them. Here the head sees only the labelled positions [labelled, width]; the loss and every gradient are the same.
+
+- Encoders guess masked words: labels stand at the masked positions.
+- Decoders guess the next token: labels are the input itself, position t predicts ``labels[:, t + 1]``.
+- Encoder-decoders write what was cut out: the encoder reads ``input_ids``, the decoder reads the labels shifted right
+  by one (its start token first) and predicts the labels.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -20,24 +26,37 @@ from anytune.models.anatomy import Anatomy
 #: The label of a position that asks for nothing.
 NO_LABEL = -100
 #: What may be handed to a model; everything else in a batch is for the loop or a method.
-MODEL_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids")
+MODEL_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids", "position_ids", "decoder_input_ids",
+                "decoder_attention_mask")  # fmt: skip
 
 
 def model_inputs(module: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a batch that ``module.forward`` names and that are model inputs.
+    """The entries of a batch that are inputs of a model: those its forward names (for PEFT, of the model inside).
 
-    A forward with ``**kwargs`` swallows unknown keys without a word, so only named ones are ever passed.
+    A forward with ``**kwargs`` swallows unknown keys without a word, so only named ones are ever passed. Segment ids
+    go only to models with a table of segments: RoBERTa's has one row, and GPT-2 would add the embedding of word 0 to
+    every position.
 
     Raises:
         DataError: the batch has neither ``input_ids`` nor ``inputs_embeds``.
     """
-    named = inspect.signature(module.forward).parameters
+    inner = module.get_base_model() if hasattr(module, "get_base_model") else module
+    kind: Any = type(inner)
+    named = _named_inputs(kind)
     found = {key: batch[key] for key in MODEL_INPUTS if key in batch and key in named}
+    config = getattr(inner, "config", None)
+    if "token_type_ids" in found and config is not None and getattr(config, "type_vocab_size", 0) < 2:
+        del found["token_type_ids"]
     if "input_ids" not in found and "inputs_embeds" not in found:
         raise DataError(
             f"a batch has only {', '.join(batch) or 'nothing'}", why="A model needs 'input_ids' or 'inputs_embeds'."
         )
     return found
+
+
+@cache
+def _named_inputs(module_class: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(module_class.forward).parameters)
 
 
 def masked_lm_loss(
@@ -69,12 +88,22 @@ def causal_lm_loss(
     return label_loss(*_logits_at(model, hidden[:, :-1], batch["labels"][:, 1:], anatomy), reduction)
 
 
+def span_lm_loss(
+    model: Any, batch: Mapping[str, Any], anatomy: Anatomy, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Cross-entropy of what the decoder is to write; equals the stock model's loss.
+
+    Args and returns as ``masked_lm_loss``; ``labels`` [b, m] are the decoder's targets, -100 for padding.
+    """
+    hidden = _written(model, batch, anatomy)
+    return label_loss(*_logits_at(model, hidden, batch["labels"], anatomy), reduction)
+
+
 def language_model_loss(
     model: Any, batch: Mapping[str, Any], anatomy: Anatomy, reduction: Literal["mean", "sum"] = "mean"
 ) -> Tensor:
-    """The pre-training loss of a kind of model: masked words for encoders, next words for decoders."""
-    loss = masked_lm_loss if anatomy.objective == "mlm" else causal_lm_loss
-    return loss(model, batch, anatomy, reduction)
+    """The pre-training loss of a kind of model, by its objective: masked words, next words, or cut-out spans."""
+    return label_loss(*labelled_logits(model, batch, anatomy), reduction)
 
 
 def labelled_logits(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> tuple[Tensor, Tensor]:
@@ -82,8 +111,9 @@ def labelled_logits(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> t
 
     The items stand row by row, from left to right; a decoder's logits of position t stand beside the label of t + 1.
     """
-    hidden, labels = _hidden(model, batch, anatomy), batch["labels"]
-    if anatomy.objective == "clm":
+    hidden = (_written if anatomy.encoder_decoder else _hidden)(model, batch, anatomy)
+    labels = batch["labels"]
+    if anatomy.causal:
         hidden, labels = hidden[:, :-1], labels[:, 1:]
     return _logits_at(model, hidden, labels, anatomy)
 
@@ -101,12 +131,40 @@ def label_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum",
 def _hidden(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> Tensor:
     backbone = anatomy.backbone(model)
     inputs = model_inputs(backbone, batch)
-    if "use_cache" in inspect.signature(backbone.forward).parameters:
+    kind: Any = type(backbone)
+    if "use_cache" in _named_inputs(kind):
         inputs["use_cache"] = False
     return backbone(**inputs)[0]
 
 
+def _written(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> Tensor:
+    """Hidden states [b, m, width] of an encoder-decoder's decoder, which reads the labels shifted right by one."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    encoder, decoder = anatomy.encoder_and_decoder(inner)
+    read = encoder(**model_inputs(encoder, batch))[0]
+    given = batch.get("decoder_input_ids")
+    return decoder(
+        input_ids=shifted_right(batch["labels"], inner.config) if given is None else given,
+        attention_mask=batch.get("decoder_attention_mask"),
+        encoder_hidden_states=read,
+        encoder_attention_mask=batch.get("attention_mask"),
+        use_cache=False,
+    )[0]
+
+
+def shifted_right(ids: Tensor, config: Any) -> Tensor:
+    """What a decoder reads to write ``ids`` [b, m]: its start token, then all but the last; padding where no label is.
+
+    Args:
+        ids: token ids, -100 for none.
+        config: of the model, with ``decoder_start_token_id`` and ``pad_token_id``.
+    """
+    start = torch.full_like(ids[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, ids[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == NO_LABEL, config.pad_token_id)
+
+
 def _logits_at(model: Any, hidden: Tensor, labels: Tensor, anatomy: Anatomy) -> tuple[Tensor, Tensor]:
-    """hidden [b, n, width] and labels [b, n] -> logits [items, vocabulary] and labels [items] where there is a label."""
+    """hidden [b, n, width], labels [b, n] -> logits [items, vocabulary] and labels [items] where there is a label."""
     chosen = labels != NO_LABEL
     return anatomy.pretraining_logits(model, hidden[chosen]), labels[chosen]

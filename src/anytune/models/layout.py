@@ -82,9 +82,9 @@ class Anatomy:
     scaled_by: tuple[str, str] | None = None
     #: further first components of the pre-training class that are no task's
     extra_pretraining: tuple[str, ...] = ()
-    #: first components of the pre-training head that task models have too: they start from it, and count as their head
+    #: first components of the pre-training head that task models have too: they start from it, and it is their head's
     warm_head: tuple[str, ...] = ()
-    #: attribute of the classification model that reads the last token's hidden state (decoders); None: it has its own way
+    #: attribute of the classification model that is given the last token's hidden state; None: it has its own way
     last_token_head: str | None = None
     #: a module that some classes drop and others make afresh
     pooler: str | None = None
@@ -142,7 +142,7 @@ class Anatomy:
         return self.pooler is not None and self.canonical(name).startswith(f"{self.pooler}.")
 
     def may_be_left_out(self, name: str) -> bool:
-        """Whether a class may lack a backbone tensor that the file holds: the pooler, or a part some tasks do without."""
+        """Whether a class may lack a backbone tensor of the file: the pooler, or a part some tasks do without."""
         return self.is_pooler(name) or self.canonical(name).split(".", 1)[0] in self.left_out
 
     def is_pretraining_head(self, name: str) -> bool:
@@ -233,6 +233,12 @@ class Anatomy:
             for stack in self.stacks
             if hasattr(backbone, first[stack])
         ]
+
+    def encoder_and_decoder(self, model: Any) -> tuple[nn.Module, nn.Module]:
+        """The two halves of an encoder-decoder."""
+        backbone = self.backbone(model)
+        encoder, decoder = (backbone.get_submodule(stack.blocks.split(".", 1)[0]) for stack in self.stacks)
+        return encoder, decoder
 
     def linear_maps(self, model: Any, within: Literal["attention", "all"] = "all") -> list[str]:
         """Names of the linear maps of a block, relative to it, each once: those of attention, or all.
