@@ -261,6 +261,8 @@ def make_lora(
 ) -> Any:
     """Put a fresh LoRA onto a task model (changed in place), its whole head trainable and saved; returns a PeftModel.
 
+    PEFT's task type is that of the model's class: SEQ_CLS, TOKEN_CLS, CAUSAL_LM or SEQ_2_SEQ_LM.
+
     W x becomes W x + (alpha / r) B A x, with A: r x in and B: out x r; B starts at 0, so the model's answers do not
     change until it is trained.
 
@@ -281,12 +283,12 @@ def make_lora(
     try:
         with compat.quiet_transformers(), compat.seeded(seed):
             config = LoraConfig(
-                task_type="SEQ_CLS",
+                task_type=compat.adapter_task_type(model) or "SEQ_CLS",
                 r=r,
                 lora_alpha=alpha,  # type: ignore[arg-type]  # a fraction works as well
                 lora_dropout=dropout,
                 target_modules=chosen,
-                modules_to_save=head_modules(model, head_names),
+                modules_to_save=head_modules(model, head_names) or None,
                 **settings,
             )
             return get_peft_model(model, config)
@@ -335,7 +337,36 @@ def merge(peft_model: Any) -> Any:
             f"{peft_model.active_peft_config.peft_type} cannot be merged", why="Prompts are inputs, not weights."
         )
     with compat.quiet_transformers():
-        return peft_model.merge_and_unload(safe_merge=True)
+        return untied(peft_model.merge_and_unload(safe_merge=True))
+
+
+def untied(model: Any) -> Any:
+    """The model, whose config says no longer that its vocabulary head is the word embeddings if it is not.
+
+    An adapter may have trained one of the two (``modules_to_save=["lm_head"]``, a LoRA on either). Whoever loads a
+    config that ties them gets the embeddings as head, and the trained head is lost without a word.
+
+    Raises:
+        DeltaError: embeddings that the kind of model always shares came apart (T5's encoder and decoder).
+    """
+    anatomy, state = anatomy_of(model), model.state_dict()
+    names = {anatomy.canonical(name): name for name in state}
+    for copy, source in anatomy.tied:
+        if copy in names and source in names and not torch.equal(state[names[copy]], state[names[source]]):
+            raise DeltaError(
+                f"{source} was trained apart from {copy}",
+                why=f"Models of kind {anatomy.model_type} share them, so no plain model folder can hold both.",
+                fix="use the adapter as it is: anytune export",
+            )
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if (
+        getattr(model.config, "tie_word_embeddings", False)
+        and outputs is not None
+        and inputs is not None
+        and outputs.weight.data_ptr() != inputs.weight.data_ptr()
+    ):
+        model.config.tie_word_embeddings = False
+    return model
 
 
 def _match(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
@@ -377,13 +408,23 @@ def _plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
+#: Adapter's task type -> the class its base is loaded by, and what that needs besides the base.
+BASE_CLASSES = {
+    "SEQ_CLS": ("AutoModelForSequenceClassification", ", num_labels=N"),
+    "TOKEN_CLS": ("AutoModelForTokenClassification", ", num_labels=N"),
+    "CAUSAL_LM": ("AutoModelForCausalLM", ""),
+    "SEQ_2_SEQ_LM": ("AutoModelForSeq2SeqLM", ""),
+}
+
+
 def _readme(config: Mapping[str, Any], base: BaseIdentity | None) -> str:
+    loader, labels = BASE_CLASSES.get(str(config.get("task_type")), BASE_CLASSES["SEQ_CLS"])
     stated = config.get("base_model_name_or_path") or "BASE"
     named = f"{base.name} (backbone {base.backbone[:10]})" if base else stated
     return (
         "---\nlibrary_name: peft\n---\n\n"
         f"A {config.get('peft_type')} adapter of the base {named}, made with anytune. It is a plain PEFT folder:\n\n"
-        "```python\nmodel = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=N)\n"
+        f"```python\nmodel = {loader}.from_pretrained(BASE{labels})\n"
         "model = PeftModel.from_pretrained(model, THIS_FOLDER)\n```\n\n"
         "It belongs to this base only; `anytune recycle` moves it to another.\n"
     )
