@@ -7,6 +7,7 @@ import torch
 
 import anytune
 from anytune.data.tasks import load_task
+from anytune.engine.runtime import make_runtime
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.jobs.opening import open_base
 from anytune.jobs.tuning import TuningPlan, load_delta
@@ -95,18 +96,18 @@ def test_runs_that_differ_in_anything_that_decides_the_result_never_share_a_plac
             if key not in ("checkpoint_every", "precision") and training_settings(SETTINGS).model_dump()[key] != value
         ),
     ]
-    keys = [plan(bench, **change).key("fp32") for change in changes]
-    keys.append(plan(bench).key("bf16"))
+    keys = [plan(bench, **change).key(make_runtime("fp32")) for change in changes]
+    keys.append(plan(bench).key(make_runtime("bf16")))
     assert len(set(keys)) == len(keys)
 
 
 def test_what_does_not_decide_the_result_does_not_part_runs(bench: Bench):
-    key = plan(bench).key("fp32")
+    key = plan(bench).key(make_runtime("fp32"))
     same = [
         {"name": "other"}, {"tags": {"arm": "x"}}, {"notes": ("n",)}, {"recipe": {"job": "tune"}},
         {"settings": training_settings({**SETTINGS, "checkpoint_every": 5})},
     ]  # fmt: skip
-    assert [plan(bench, **change).key("fp32") for change in same] == [key] * len(same)
+    assert [plan(bench, **change).key(make_runtime("fp32")) for change in same] == [key] * len(same)
 
 
 @pytest.mark.parametrize("method", ["direct", "initialize"])

@@ -6,12 +6,14 @@ import contextlib
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from anytune.errors import AnytuneError
+from anytune.engine.processes import first_to_speak, launched
+from anytune.errors import AnytuneError, SettingsError
 
 INTERRUPTED = "interrupted; the same command goes on where it was"
 FLAG = "--traceback"
@@ -19,6 +21,8 @@ ORDER = (
     "demo", "samples", "methods", "pretrain", "tune", "recycle", "evaluate", "predict", "merge", "export", "push",
     "pull", "report", "store", "run",
 )  # fmt: skip
+#: Commands whose work several processes share; any other would be done by each of them.
+SHARED = ("pretrain", "tune", "recycle", "run")
 
 
 class Guarded(TyperGroup):
@@ -38,6 +42,7 @@ class Guarded(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; turn what it raises into lines on stderr and an exit code."""
         try:
+            refuse_launcher([*getattr(ctx, "_protected_args", ()), *ctx.args])
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
@@ -55,22 +60,50 @@ class Guarded(TyperGroup):
             raise typer.Exit(getattr(problem, "exit_code", 1)) from None
 
 
+def refuse_launcher(words: Sequence[str]) -> None:
+    """Refuse to run a command in several processes that do not share its work.
+
+    Raises:
+        SettingsError: names the commands that do.
+    """
+    world = launched()[1]
+    if world > 1 and words and words[0] not in SHARED:
+        raise SettingsError(
+            f"'anytune {words[0]}' was launched in {world} processes",
+            why=f"Each would do all of it. Only {', '.join(SHARED[:-1])} and {SHARED[-1]} share their work.",
+            fix=f"anytune {words[0]} ...   (without the launcher)",
+        )
+
+
+def leave_speech_to_first() -> None:
+    """Of several processes of a launcher only process 0 prints; errors have a way of their own."""
+    if launched()[0] > 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as we live
+
+
+def _say(text: str) -> None:
+    """A line on stderr, by the one process of a run that may: the first that failed."""
+    if first_to_speak():
+        print(text, file=sys.stderr if launched()[0] == 0 else sys.__stderr__, flush=True)
+
+
 def show_error(problem: AnytuneError) -> None:
     """Three parts on stderr: what is wrong, why it matters, what to try."""
-    print(f"{_colour('error:', 31)} {_printable(problem.what)}", file=sys.stderr)
+    lines = [f"{_colour('error:', 31)} {_printable(problem.what)}"]
     if problem.why:
-        print(_printable(problem.why), file=sys.stderr)
+        lines.append(_printable(problem.why))
     if problem.fix:
-        print(f"{_colour('try:', 36)} {_printable(problem.fix)}", file=sys.stderr)
+        lines.append(f"{_colour('try:', 36)} {_printable(problem.fix)}")
+    _say("\n".join(lines))
 
 
 def show_bug(problem: BaseException, *, with_traceback: bool) -> None:
     """One line for what should not have happened; the whole traceback if it was asked for."""
     if with_traceback:
-        traceback.print_exception(problem, file=sys.stderr)
+        _say("".join(traceback.format_exception(problem)).rstrip())
     said = " ".join(f"{type(problem).__name__}: {problem}".split())
     advice = "this is a bug in anytune" + ("" if with_traceback else f"; rerun with {FLAG}")
-    print(f"{_colour('error:', 31)} {_printable(said)} ({advice})", file=sys.stderr)
+    _say(f"{_colour('error:', 31)} {_printable(said)} ({advice})")
 
 
 def is_interruption(problem: BaseException) -> bool:
@@ -83,7 +116,7 @@ def is_interruption(problem: BaseException) -> bool:
 def interrupted(where: str = "") -> int:
     """Say that the run was interrupted and can go on; the exit code."""
     said = f"{INTERRUPTED} ({_printable(where)})" if where else INTERRUPTED
-    print(f"\n{said}" if sys.stderr.isatty() else said, file=sys.stderr)
+    _say(f"\n{said}" if sys.stderr.isatty() else said)
     return 2
 
 

@@ -27,7 +27,7 @@ from anytune.cli import (
     store,
     tune,
 )
-from anytune.cli.failures import Guarded, hang_up, interrupted
+from anytune.cli.failures import Guarded, hang_up, interrupted, leave_speech_to_first
 
 
 def build(rich_help: bool = False) -> typer.Typer:
@@ -72,6 +72,7 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (``sys.argv`` by default); ends with SystemExit: 0, 2 (yours to put right) or 1 (a bug)."""
     safe_output()
+    leave_speech_to_first()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:1] == ["--version"]:

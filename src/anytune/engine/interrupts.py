@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from anytune.engine.processes import launched
 from anytune.errors import TrainingError
 
 
@@ -19,14 +20,15 @@ class InterruptedRunError(TrainingError):
 def postponed_interrupt() -> Iterator[Callable[[], bool]]:
     """SIGINT (Ctrl-C) and SIGTERM (schedulers, the fan-out's parent) wait for the end of a step.
 
-    Yields a function that says whether one has come. A second Ctrl-C interrupts at once. A SIGINT that the process
-    ignores stays ignored. Outside the main thread, where Python allows no handlers, nothing is postponed.
+    Yields a function that says whether one has come. A second Ctrl-C interrupts at once, except under a launcher,
+    which passes the first one on once more. A SIGINT that the process ignores stays ignored. Outside the main thread,
+    where Python allows no handlers, nothing is postponed.
     """
     asked = False
 
     def note(number: int, _frame: Any) -> None:
         nonlocal asked
-        if asked and number == signal.SIGINT:
+        if asked and number == signal.SIGINT and launched()[1] == 1:
             raise KeyboardInterrupt
         asked = True
 
