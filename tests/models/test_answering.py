@@ -32,7 +32,7 @@ def classifier(folders):
 def texts(base, count: int = 5) -> list[list[int]]:
     """Token ids of texts of different lengths, T5's with their end token."""
     tokenizer = base.tokenizer()
-    words = "the cat was near oakleaf and a slaterock under some moss".split()
+    words = ["the", "cat", "was", "near", "oakleaf", "and", "a", "slaterock", "under", "some", "moss"]
     return [tokenizer(" ".join(words[row : row + 2 + row]))["input_ids"] for row in range(count)]
 
 

@@ -17,7 +17,8 @@ from anytune.engine.loop import Evaluation
 from anytune.engine.runtime import Runtime
 from anytune.methods.objective import Generation, LanguageModelling
 from anytune.methods.step import upcast
-from anytune.models.language_modelling import NO_LABEL, label_loss, model_inputs
+from anytune.models.answering import task_output
+from anytune.models.language_modelling import NO_LABEL, label_loss
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def _outputs(
     autocast = runtime.autocast() or contextlib.nullcontext
     for numbers, batch in batches:
         with autocast():
-            logits = model(**model_inputs(model, runtime.to_device(batch))).logits
+            logits = task_output(model, runtime.to_device(batch)).logits
         yield numbers, batch, upcast(logits).cpu()
     model.train(was_training)
 

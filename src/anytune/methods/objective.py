@@ -22,7 +22,8 @@ from torch.nn import functional
 from anytune.methods.protocol import Batch, Terms
 from anytune.methods.step import upcast
 from anytune.models.anatomy import Anatomy
-from anytune.models.language_modelling import NO_LABEL, label_loss, labelled_logits, model_inputs
+from anytune.models.answering import task_output
+from anytune.models.language_modelling import NO_LABEL, label_loss, labelled_logits
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Classification:
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output, with ``.logits``."""
-        return model(**model_inputs(model, batch))
+        return task_output(model, batch)
 
     def terms(self, output: Any, batch: Batch) -> Terms:
         """``{"loss": mean over examples}``."""
@@ -57,7 +58,7 @@ class Regression:
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The model's output, with ``.logits``."""
-        return model(**model_inputs(model, batch))
+        return task_output(model, batch)
 
     def terms(self, output: Any, batch: Batch) -> Terms:
         """``{"loss": mean over examples}``."""
@@ -75,7 +76,7 @@ class TokenClassification:
     def forward(self, model: nn.Module, batch: Batch) -> Labelled:
         """Logits and labels of the labelled positions, row by row."""
         chosen = batch["labels"] != NO_LABEL
-        return Labelled(model(**model_inputs(model, batch)).logits[chosen], batch["labels"][chosen])
+        return Labelled(task_output(model, batch).logits[chosen], batch["labels"][chosen])
 
     def terms(self, output: Labelled, batch: Batch) -> Terms:
         """``{"loss": mean over labelled words}``."""
