@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,8 +26,9 @@ from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps, training_settings
 from anytune.errors import DataError, SettingsError
 from anytune.jobs.opening import fitting, open_base, open_domain, open_store, open_task
+from anytune.jobs.resuming import Resume, RunIdentity, check_resume, insist, once
 from anytune.jobs.tune import Source, check_seeds, recipe_of
-from anytune.manifests import METRICS_NAME, BaseIdentity, DomainRecord, Manifest, Parent, run_key
+from anytune.manifests import METRICS_NAME, BaseIdentity, DomainRecord, Manifest, Parent
 from anytune.methods import registry
 from anytune.methods.objective import LanguageModelling
 from anytune.methods.protocol import Method, Run
@@ -74,6 +75,7 @@ def pretrain(
     watch: Sequence[Domain | Source | Mapping[str, Any]] = (),
     apart_from: Sequence[Task | Source] = (),
     reporter: Reporter | None = None,
+    resume: Resume = "auto",
     **columns: Any,
 ) -> list[Entry]:
     """Pre-train ``base`` on each domain in turn; every stage becomes a base of its own in the store.
@@ -86,6 +88,8 @@ def pretrain(
         apart_from: tasks whose validation and test texts must not occur in the domains; near-duplicates are counted
             and anything but zero is an error.
         training: see :class:`~anytune.engine.settings.TrainingSettings`; ``steps`` counts per domain.
+        resume: "auto" goes on with a stage that was interrupted; "must" is an error where the first one was not begun
+            before; "never" begins at step 0. (To start a new run from stored weights, name them as ``base``.)
         columns: ``text``, ``date``, ``limit`` ... of :func:`load_domain`.
 
     Returns:
@@ -94,6 +98,7 @@ def pretrain(
     Raises:
         AnytuneError: bad input, overlap with a task, names that do not fit; earlier stages stay in the store.
     """
+    resume = check_resume(resume)
     place = open_store(store)
     current = open_base(base, place)
     sources = [domains] if isinstance(domains, str | Path | Domain | Mapping) else list(domains)
@@ -106,24 +111,28 @@ def pretrain(
     settings = fitting(training_settings(training, keep="last"), current)
     tokenizer = current.tokenizer()
     objective = current.anatomy.objective
-    packed = [PackedDomain.of(domain, tokenizer, settings, objective) for domain in stream]
-    named = {part.domain.name: part for part in packed}
-    for domain in map(open_domain, watch):
-        if domain.name not in named:
-            named[domain.name] = PackedDomain.of(domain, tokenizer, settings, objective)
-    watched = list(named.values())
+    known = {domain.name: domain for domain in [*map(open_domain, watch), *stream]}
+    watched = [known[name] for name in dict.fromkeys([*(domain.name for domain in stream), *known])]
+    made: dict[str, PackedDomain] = {}
+
+    def packed(domain: Domain) -> PackedDomain:
+        """Packed when a run first needs it: one that is finished needs none, and one that goes on has said so."""
+        if domain.name not in made:
+            made[domain.name] = PackedDomain.of(domain, tokenizer, settings, objective)
+        return made[domain.name]
+
     entries = []
-    for number, part in enumerate(packed):
+    for number, domain in enumerate(stream):
         stage = _Stage(
-            base=current, part=part, watched=watched, methods=registry.parse(method, "pretrain"), settings=settings,
-            seed=seed, name=names[number] if names else f"{current.name}+{part.domain.name}",
-            overlap=overlaps[part.domain.name],
-            recipe=recipe_of("pretrain", base=current, domains=[part.domain], method=method, training=settings,
+            base=current, domain=domain, watched=watched, packed=packed, settings=settings, seed=seed,
+            methods=registry.parse(method, "pretrain"), overlap=overlaps[domain.name],
+            name=names[number] if names else f"{current.name}+{domain.name}",
+            recipe=recipe_of("pretrain", base=current, domains=[domain], method=method, training=settings,
                              seed=seed, names=[names[number]] if names else None,
-                             watch=[one.domain for one in watched if one is not part],
+                             watch=[one for one in watched if one is not domain],
                              apart_from=list(apart_from), **columns),
         )  # fmt: skip
-        entry = stage.run(place, reporter or Silent())
+        entry = stage.run(place, reporter or Silent(), resume if number == 0 or resume == "never" else "auto")
         entries.append(entry)
         current = open_base(entry)
     return entries
@@ -152,8 +161,9 @@ def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
 @dataclass(kw_only=True)
 class _Stage:
     base: Base
-    part: PackedDomain
-    watched: Sequence[PackedDomain]
+    domain: Domain
+    watched: Sequence[Domain]
+    packed: Callable[[Domain], PackedDomain]
     methods: Sequence[Method]
     settings: TrainingSettings
     seed: int
@@ -161,30 +171,42 @@ class _Stage:
     overlap: dict[str, int]
     recipe: dict[str, Any]
 
-    def key(self, precision: str) -> str:
-        return run_key(
-            job="pretrain", base=[self.base.identity.backbone, self.base.identity.vocabulary],
-            domain=self.part.domain.content, methods=[registry.record(method).model_dump() for method in self.methods],
-            training={**decisive(self.settings), "precision": precision}, seed=self.seed, name=self.name,
-            watched=sorted(one.domain.content for one in self.watched),
+    def identity(self, runtime: Runtime) -> RunIdentity:
+        """What decides the result: the run key is a hash over it."""
+        decides = {
+            "job": "pretrain", "base": [self.base.identity.backbone, self.base.identity.vocabulary],
+            "domain": self.domain.content,
+            "methods": [registry.record(method).model_dump() for method in self.methods],
+            "training": {**decisive(self.settings), **runtime.decides()}, "seed": self.seed, "name": self.name,
+            "watched": sorted(one.content for one in self.watched),
+        }  # fmt: skip
+        names = {
+            "base": self.base.name, "domain": self.domain.name, "watched": ", ".join(one.name for one in self.watched)
+        }  # fmt: skip
+        return RunIdentity(decides, names, f"pretrain {self.name} seed {self.seed}")
+
+    def run(self, store: Store, reporter: Reporter, resume: Resume = "auto") -> Entry:
+        runtime = make_runtime(self.settings.precision, sharding=self.settings.sharding)
+        identity = self.identity(runtime)
+        if resume == "must":
+            insist(store, "base", [identity])
+        return once(
+            store, "base", identity, lambda work: self._make(store, identity.key, work, runtime, reporter),
+            resume=resume, reporter=reporter, runtime=runtime,
         )  # fmt: skip
 
-    def run(self, store: Store, reporter: Reporter) -> Entry:
-        runtime = make_runtime(self.settings.precision)
-        key = self.key(runtime.precision)
-        finished = store.find("base", run=key)
-        if finished:
-            return finished[-1]
+    def _make(self, store: Store, key: str, work: Path, runtime: Runtime, reporter: Reporter) -> Entry:
         settings, base = self.settings, self.base
         tokenizer = base.tokenizer()
         objective = LanguageModelling(base.anatomy)
+        part = self.packed(self.domain)
         batches = BlockBatches(
-            self.part.train, settings.batch_size, derive_seed(self.seed, "order", self.part.domain.content),
+            part.train, settings.batch_size, derive_seed(self.seed, "order", self.domain.content),
             base.anatomy.objective, tokenizer, probability=settings.mask_probability,
         )  # fmt: skip
         steps = total_steps(settings, batches.batches_per_epoch, default_epochs=1.0, world=runtime.world)
-        scored = {one.domain.name: one.heldout for one in self.watched if one.heldout is not None}
-        work = store.work(key)
+        parts = {one.name: self.packed(one).heldout for one in self.watched}
+        scored = {name: blocks for name, blocks in parts.items() if blocks is not None}
 
         def losses(model: nn.Module) -> dict[str, float]:
             return {
@@ -194,7 +216,7 @@ class _Stage:
 
         def evaluate(model: nn.Module) -> Evaluation:
             found = losses(model)
-            own = found.get(self.part.domain.name)
+            own = found.get(self.domain.name)
             return Evaluation(found, own, better=-own if own is not None else math.nan)
 
         with seeded(derive_seed(self.seed, "pretrain")):
@@ -205,13 +227,11 @@ class _Stage:
             result = train(
                 model, methods=self.methods, objective=objective, batches=batches, steps=steps, settings=settings,
                 learning_rate=settings.learning_rate or 5e-5, runtime=runtime, evaluate=evaluate, work=work,
-                title=f"{self.name}: pre-training on {self.part.domain.name}", reporter=reporter,
+                title=f"{self.name}: pre-training on {self.domain.name}", reporter=reporter,
             )  # fmt: skip
             for method in reversed(self.methods):
                 model = method.finish(model, run)
-        entry = self._keep(store, key, model, result, runtime, work)
-        store.end_work(key)
-        return entry
+        return runtime.first(lambda: self._keep(store, key, model, result, runtime, work))
 
     def _heldout_loss(
         self, model: nn.Module, blocks: Blocks, objective: LanguageModelling, tokenizer: Any, runtime: Runtime
@@ -233,8 +253,8 @@ class _Stage:
             for name, loss in point.scores.items():
                 perplexity = math.exp(loss) if loss is not None and loss < 700 else None
                 scores[f"{prefix}:{name}"] = {"loss": loss, "perplexity": perplexity}
-        record: DomainRecord = self.part.domain.record()
-        record.tokens, record.overlap = self.part.train.token_count, self.overlap
+        record: DomainRecord = self.domain.record()
+        record.tokens, record.overlap = self.packed(self.domain).train.token_count, self.overlap
         parents = (
             [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest and base.manifest.id else []
         )

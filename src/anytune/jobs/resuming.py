@@ -220,11 +220,29 @@ def once(
                 store.end_work(identity.key)
             return found[-1]
 
+        fresh = not store.folder.exists()
         entry = first(finished)
         if entry is None:
-            entry = make(store.work_folder(identity.key))
+            try:
+                entry = make(store.work_folder(identity.key))
+            except BaseException:
+                if runtime is None or runtime.rank == 0:
+                    _leave(store, identity.key, fresh)
+                raise
             first(lambda: store.end_work(identity.key))
     return entry
+
+
+def _leave(store: Store, key: str, fresh: bool) -> None:
+    """Of a run that failed before its first checkpoint, leave nothing behind."""
+    folder = store.work_folder(key)
+    if newest(folder) is not None:
+        return
+    store.end_work(key)
+    with suppress(OSError):  # other runs are in work, or it holds artefacts
+        folder.parent.rmdir()
+        if fresh:
+            store.folder.rmdir()
 
 
 def _begin(store: Store, identity: RunIdentity, folder: Path, resume: Resume, reporter: Reporter) -> None:
