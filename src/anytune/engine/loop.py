@@ -93,7 +93,7 @@ def train(
             ``work`` was made with other settings (each is named).
         InterruptedRunError: Ctrl-C or SIGTERM came (a checkpoint is written first, so that the same command goes on).
     """
-    loop = _Loop(
+    loop = Loop(
         model=model, methods=methods, objective=objective, batches=batches, steps=steps, settings=settings,
         learning_rate=learning_rate, runtime=runtime, evaluate=evaluate, work=work, title=title,
         reporter=reporter if reporter is not None and runtime.rank == 0 else Silent(),
@@ -104,7 +104,7 @@ def train(
 
 
 @dataclass(kw_only=True)
-class _Loop:
+class Loop:
     """One run: its state between steps, and what happens in a step."""
 
     model: nn.Module
@@ -139,6 +139,7 @@ class _Loop:
     # ------------------------------------------------------------------ the run
 
     def run(self) -> TrainingResult:
+        """The whole run; afterwards the number of threads is the caller's again."""
         threads = torch.get_num_threads()
         try:
             return self._run()
@@ -174,14 +175,14 @@ class _Loop:
         return self.state.result
 
     def _stage(self, stage: Stage, begin: int, end: int, resumed: Snapshot | None) -> None:
-        placed = self._prepare(begin, resumed)
+        placed = self.prepare(begin, resumed)
         with postponed_interrupt() as self.asked:
             while self.state.step < end:
                 began = time.perf_counter()
                 share = learning_rate_share(
                     self.state.step - begin, end - begin, self.settings.warmup, self.settings.schedule
                 )
-                self.state.summed += self._step(placed, share)
+                self.state.summed += self.step(placed, share)
                 self.state.step += 1
                 evaluates = self.state.step % self.every == 0 or self.state.step == self.steps
                 looks = evaluates or self.state.step % LOG_EVERY == 0 or self.state.step == end
@@ -201,7 +202,7 @@ class _Loop:
                         fix="the same command again: it goes on at this step" if self.work else "",
                     )
 
-    def _prepare(self, begin: int, resumed: Snapshot | None) -> Placed:
+    def prepare(self, begin: int = 0, resumed: Snapshot | None = None) -> Placed:
         """A stage's optimizer, and what the launcher wraps around the step module."""
         groups = default_groups(self.model, self.learning_rate, self.settings.weight_decay)
         for method in self.methods:
@@ -240,7 +241,7 @@ class _Loop:
 
     # ------------------------------------------------------------------ a step
 
-    def _step(self, placed: Placed, share: float) -> Tensor:
+    def step(self, placed: Placed, share: float) -> Tensor:
         """One optimizer step; returns its loss (a mean over the step's items), still on the device."""
         runtime, settings, optimizer = self.runtime, self.settings, self.state.optimizer
         assert optimizer is not None
@@ -318,7 +319,7 @@ class _Loop:
     def _evaluate(self) -> None:
         if self.evaluate is None:
             return
-        found = self._scored(self.evaluate)
+        found = self.scored(self.evaluate)
         seconds = round(self.state.result.seconds, 3)
         scores: dict[str, float | None] = dict(found.scores)
         if found.loss is not None:
@@ -332,7 +333,7 @@ class _Loop:
         if self.settings.keep == "best":
             self.state.note_best(found.better)
 
-    def _scored(self, evaluate: Callable[[nn.Module], Evaluation]) -> Evaluation:
+    def scored(self, evaluate: Callable[[nn.Module], Evaluation]) -> Evaluation:
         """Process 0's scores, in every process, so that all keep the same weights as the best."""
         self.model.eval()
         with torch.no_grad():
