@@ -174,7 +174,8 @@ def trouble(target: str, doing: str) -> Iterator[None]:
                 why="The token is missing, wrong, or lacks the right.",
                 fix="hf auth login" + ("   (with a token that may write)" if doing == "push" else ""),
             ) from problem
-        said = " ".join(str(problem).split())[:200] or type(problem).__name__
+        words = getattr(problem, "server_message", None) or str(problem) or type(problem).__name__
+        said = " ".join(words.split())[:200]
         raise HubError(
             f"cannot {doing} {target}: {said}",
             why="It was changed by somebody meanwhile." if status in (409, 412) else "Nothing of it is half there.",
