@@ -101,7 +101,10 @@ def test_correlation_survives_huge_and_tiny_values(scale):
     assert metrics.pearson(np.array([1.0, 2.0, 4.0]) * scale, [1.0, 2.0, 4.0]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", list(metrics.METRICS))
+ROW_METRICS = [name for name, metric in metrics.METRICS.items() if metric.kind in ("classification", "regression")]
+
+
+@pytest.mark.parametrize("name", ROW_METRICS)
 @pytest.mark.parametrize(
     ("predicted", "gold", "words"),
     [
@@ -151,5 +154,149 @@ def test_an_unknown_metric_suggests_the_near_one():
 
 
 def test_only_errors_are_better_when_lower():
-    assert [name for name, metric in metrics.METRICS.items() if not metric.higher_is_better] == ["mse"]
-    assert all(metrics.METRICS[metrics.default_metric(kind)].kind == kind for kind in ("classification", "regression"))
+    lower = [name for name, metric in metrics.METRICS.items() if not metric.higher_is_better]
+    assert lower == ["mse", "perplexity"]
+
+
+def test_every_kind_has_a_default_metric_of_its_own():
+    for kind in ("classification", "regression", "token-classification", "generation"):
+        assert metrics.METRICS[metrics.default_metric(kind, TAGS)].kind == kind
+        assert metrics.METRICS[metrics.default_metric(kind)].kind == kind
+    assert metrics.default_metric("token-classification", TAGS) == "f1_entities"
+    assert metrics.default_metric("token-classification", ("DET", "NOUN")) == "accuracy_tokens"
+    assert all(companion in metrics.METRICS for metric in metrics.METRICS.values() for companion in metric.companions)
+
+
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+
+
+def naive_entities(tags):
+    """The state machine of the CoNLL script, one word after the other."""
+    found, begun = [], None
+    for place, tag in enumerate([*tags, "O"]):
+        part, _, kind = tag.partition("-")
+        if begun is not None and (part in ("O", "B") or kind != begun[1]):
+            found.append((begun[0], place - 1, begun[1]))
+            begun = None
+        if part != "O" and begun is None:
+            begun = (place, kind)
+    return found
+
+
+def naive_f1(predicted, gold):
+    right = guessed = true = 0
+    for left, other in zip(predicted, gold, strict=True):
+        mine = naive_entities([TAGS[tag] for tag in left])
+        theirs = naive_entities([TAGS[tag] for tag in other])
+        right += sum(entity in theirs for entity in mine)
+        guessed, true = guessed + len(mine), true + len(theirs)
+    precision, recall = right / guessed if guessed else 0, right / true if true else 0
+    return 2 * precision * recall / (precision + recall) if right else 0.0
+
+
+SENTENCES = st.lists(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=9), min_size=1, max_size=5)
+
+
+@given(SENTENCES)
+@settings(max_examples=300, deadline=None)
+def test_entities_are_counted_as_the_conll_script_counts_them(sentences):
+    predicted = [[pair[0] for pair in sentence] for sentence in sentences]
+    gold = [[pair[1] for pair in sentence] for sentence in sentences]
+    if not any(gold):
+        with pytest.raises(DataError, match="nothing to score"):
+            metrics.f1_entities(predicted, gold, TAGS)
+        return
+    assert metrics.f1_entities(predicted, gold, TAGS) == pytest.approx(naive_f1(predicted, gold), abs=1e-12)
+    assert metrics.f1_entities(gold, gold, TAGS) == (1.0 if any(map(any, gold)) else 0.0)
+    same = [left == right for sentence in sentences for left, right in sentence]
+    assert metrics.accuracy_tokens(predicted, gold) == pytest.approx(sum(same) / len(same))
+
+
+def tagged(words):
+    return [[TAGS.index(word) for word in line.split()] for line in words.split("|")]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold", "expected"),
+    [
+        ("B-PER I-PER O", "B-PER I-PER O", 1.0),
+        ("B-PER O O", "B-PER I-PER O", 0.0),  # the right type at the wrong end is wrong
+        ("B-LOC I-LOC O", "B-PER I-PER O", 0.0),
+        ("I-PER I-PER O", "B-PER I-PER O", 1.0),  # an I- tag after O begins an entity
+        ("B-PER B-PER O", "B-PER I-PER O", 0.0),  # two entities where one is
+        ("B-PER I-LOC O", "B-PER B-LOC O", 1.0),  # another type begins a new entity
+        ("B-PER O B-LOC", "B-PER O O", 2 / 3),
+        ("B-PER | I-PER", "B-PER | B-PER", 1.0),  # no entity reaches over the end of a sentence
+        ("O O | O", "O O | O", 0.0),
+    ],
+)
+def test_entities_by_hand(predicted, gold, expected):
+    assert metrics.f1_entities(tagged(predicted), tagged(gold), TAGS) == pytest.approx(expected)
+
+
+def test_a_bare_b_and_i_are_entities_of_one_type():
+    assert metrics.f1_entities([[1, 2, 0]], [[1, 2, 2]], ("O", "B", "I")) == 0.0
+    assert metrics.f1_entities([[1, 2, 0]], [[1, 2, 0]], ("O", "B", "I")) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (TAGS, True),
+        (("O", "B"), True),
+        (("B-PER", "I-PER"), False),
+        (("O",), False),
+        (("O", "PER"), False),
+        (("O", "B-X", "E-X"), False),
+        (("DET", "NOUN"), False),
+    ],
+)
+def test_what_looks_like_entity_tags(names, expected):
+    assert metrics.are_entity_tags(names) == expected
+
+
+@pytest.mark.parametrize("name", ["f1_entities", "accuracy_tokens"])
+@pytest.mark.parametrize(
+    ("predicted", "gold", "words"),
+    [
+        ([], [], "nothing to score"),
+        ([[]], [[]], "nothing to score"),
+        ([[0], [0]], [[0]], "2 predictions for 1 sentences"),
+        ([[0], [0, 1]], [[0], [0]], "sentence 1 has 1 tags and 2 predictions"),
+        ([[5]], [[0]], "predicted tag 5 is outside the 5 tags"),
+        ([[0]], [[-1]], "gold tag -1 is outside"),
+    ],
+)
+def test_tags_that_cannot_be_scored_are_refused_in_words(name, predicted, gold, words):
+    with pytest.raises(DataError, match=words):
+        metrics.score(name, predicted, gold, label_names=TAGS)
+
+
+def test_entities_need_tags_of_entities():
+    with pytest.raises(SettingsError, match="f1_entities on the tag 'NOUN'"):
+        metrics.score("f1_entities", [[0]], [[1]], label_names=("O", "NOUN"))
+
+
+def test_scores_of_tags_and_texts():
+    scores = metrics.score("f1_entities", [[1, 2, 0]], [[1, 2, 3]], label_names=TAGS)
+    assert scores == {"f1_entities": pytest.approx(2 / 3), "accuracy_tokens": pytest.approx(2 / 3)}
+    assert metrics.score("accuracy_tokens", [[0, 1]], [[1, 1]], label_names=("a", "b")) == {"accuracy_tokens": 0.5}
+    texts = [" a dog\n", "a  cat", "Dog", ""], ["a dog", "a cat", "dog", " "]
+    assert metrics.score("exact_match", *texts) == {"exact_match": 0.5}
+    assert metrics.score("exact_match", *texts, mean_loss=math.log(7)) == {
+        "exact_match": 0.5,
+        "perplexity": pytest.approx(7),
+    }
+    assert metrics.score("perplexity", None, None, mean_loss=0.0) == {"perplexity": 1.0}
+
+
+def test_texts_that_cannot_be_scored_are_refused_in_words():
+    with pytest.raises(DataError, match="2 predictions for 1 gold texts"):
+        metrics.exact_match(["a", "b"], ["a"])
+    with pytest.raises(DataError, match="nothing to score"):
+        metrics.exact_match([], [])
+    with pytest.raises(DataError, match="without a mean loss"):
+        metrics.score("perplexity", None, None)
+    for loss in (float("nan"), float("inf"), 1e6):
+        with pytest.raises(DataError, match="no finite number"):
+            metrics.perplexity(loss)

@@ -20,11 +20,12 @@ PAIR_NAMES = (
     ("question1", "question2"), ("query", "document"), ("query", "passage"), ("question", "sentence"),
     ("question", "passage"), ("question", "answer"),
 )  # fmt: skip
-WORD_NAMES = ("tokens", "words")
+WORD_NAMES = ("tokens", "words", "text", "sentence")
 TAG_NAMES = ("tags", "ner_tags", "ner", "pos_tags", "pos", "labels", "label")
 RESPONSE_NAMES = (
     ("prompt", "response"), ("prompt", "completion"), ("instruction", "output"), ("instruction", "response"),
     ("question", "answer"), ("input", "target"), ("input", "output"), ("source", "target"),
+    ("text", "label"),
 )  # fmt: skip
 #: Pairs of names that mean generation by themselves; the others may as well be a text and its class.
 CLEAR_RESPONSE_NAMES = RESPONSE_NAMES[:5]

@@ -11,6 +11,7 @@ import pytest
 
 from anytune import metrics
 from anytune.data.samples import get_sample, list_samples
+from anytune.data.tasks import KINDS
 from anytune.errors import SampleError
 
 
@@ -19,7 +20,7 @@ def test_it_holds_what_was_promised():
     texts = list_samples("text")
     assert len(texts) >= 8
     assert any(sample.text_columns == ("text", "text_pair") for sample in texts)
-    assert any(sample.task == "regression" for sample in texts)
+    assert {sample.task for sample in texts} == {None, *KINDS}
     assert any(sample.dated for sample in texts)
     assert len({sample.name for sample in list_samples()}) == len(list_samples())
 

