@@ -190,7 +190,7 @@ class MethodTrainer(Trainer):
         steps = planned_steps(data, args)
         if data is not None and is_batches(data):
             args.max_steps = steps
-            if "epoch" in (str(args.save_strategy), str(args.eval_strategy)):
+            if "epoch" in (_value(args.save_strategy), _value(args.eval_strategy)):
                 raise SettingsError(
                     "save_strategy or eval_strategy is 'epoch'",
                     why="Batches run through the whole training without a stop between epochs.",
