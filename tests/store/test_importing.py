@@ -265,6 +265,7 @@ BAD = {
     "no type": (lambda folder: edit(folder, peft_type=None), "peft_type"),
     "unknown type": (lambda folder: edit(folder, peft_type="MAGIC"), "MAGIC"),
     "language model": (lambda folder: edit(folder, task_type="CAUSAL_LM"), "CAUSAL_LM"),
+    "no kind of task": (lambda folder: edit(folder, task_type="QUESTION_ANS"), "QUESTION_ANS"),
     "unknown setting": (lambda folder: edit(folder, r="four"), "hpo run"),
     "no head": (without_head, "no head"),
     "other keys": (with_other_keys, "not in the adapter"),

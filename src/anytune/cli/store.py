@@ -120,6 +120,13 @@ def import_(
     base: Annotated[str, typer.Option(help="The base the adapters were trained on.")],
     name: options.Name = None,
     task: Annotated[str | None, typer.Option(help="Name of the task (default: the delta's name).")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind of the task: 'classification', 'regression', 'token-classification' or 'generation' "
+            "(default: as PEFT's task type says)."
+        ),
+    ] = None,
     label_names: options.LabelNames = None,
     metric: options.Metric = None,
     tag: options.Tag = None,
@@ -130,7 +137,8 @@ def import_(
 
     Example: anytune store import my-adapter --base sample:minilm-l6 --label-names negative,positive
     """
-    from anytune.errors import AnytuneError
+    from anytune.data.tasks import KINDS
+    from anytune.errors import AnytuneError, StoreError, unknown
     from anytune.jobs.opening import open_base, open_store
     from anytune.store.importing import import_folder
 
@@ -140,17 +148,23 @@ def import_(
         else:
             print(f"adopted: {path.name}", file=sys.stderr)
 
+    if kind is not None and kind not in KINDS:
+        raise unknown("kind of task", kind, KINDS, StoreError)
     place = open_store(store)
     entries = import_folder(
-        place, folder, open_base(base, place), on_result=tell, name=name, task=task,
+        place, folder, open_base(base, place), on_result=tell, name=name, task=task, kind=kind,
         label_names=values.names(label_names), metric=metric, tags=values.tags(tag or []),
     )  # fmt: skip
     if json:
         show.print_json([show.run_record(entry) for entry in entries])
         return
-    show.print_table(
-        ["reference", "labels"], [[entry.reference, len(entry.manifest.label_names)] for entry in entries]
-    )
+    rows = [
+        [entry.reference, entry.manifest.task.kind if entry.manifest.task else None, len(entry.manifest.label_names)]
+        for entry in entries
+    ]
+    show.print_table(["reference", "kind", "labels"], [[*row[:2], row[2] or None] for row in rows])
+    for note in dict.fromkeys(note for entry in entries for note in entry.manifest.notes if "--kind" in note):
+        print(f"note: {note}", file=sys.stderr)
     print(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")
 
 

@@ -2,7 +2,8 @@
 
 Only ``adapter_config.json``, ``adapter_model.safetensors`` and ``README.md`` are taken, so what a training run left
 beside them (optimizer states, pickles) stays where it is. Nothing is guessed silently: the keys and shapes must fit
-the base, the number of labels is read from the head, and what cannot be known stands in the manifest's notes.
+the base, the kind of task is PEFT's task type, the number of labels is read from the head, and what cannot be known
+stands in the manifest's notes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from anytune.manifests import MANIFEST_NAME, Manifest, MethodRecord, Parent, Tas
 from anytune.metrics import METRICS, default_metric
 from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE
 from anytune.models.base import Base
-from anytune.store.adapter_files import config_text, head_outputs, looks_like_adapter, read_adapter, try_on
+from anytune.models.weights import write_tensors
+from anytune.store.adapter_files import (
+    config_text,
+    head_outputs,
+    kind_of,
+    looks_like_adapter,
+    read_adapter,
+    try_on,
+    without_embeddings,
+)
 from anytune.store.entry import Entry, stored_as
 from anytune.store.names import absolute_paths, is_absolute
 from anytune.store.store import Store
@@ -32,6 +42,7 @@ def import_adapter(
     *,
     name: str | None = None,
     task: str | TaskRecord | None = None,
+    kind: str | None = None,
     label_names: Sequence[str] | None = None,
     metric: str | None = None,
     scores: Mapping[str, Mapping[str, float | None]] | None = None,
@@ -46,9 +57,11 @@ def import_adapter(
         base: the base it was trained on. PEFT records no hash of it, so this is taken on trust; shapes are checked.
         name: of the delta; by default the folder's name.
         task: name or record of the task; by default the delta's name.
+        kind: kind of the task; by default what PEFT's task type says (SEQ_CLS, TOKEN_CLS, CAUSAL_LM, SEQ_2_SEQ_LM), or
+            where that is null what the saved tensors say.
         label_names: in the order of the head's outputs; by default ``label_0`` and so on (a head of one output is a
-            regression).
-        metric: main metric of the task; by default accuracy, or Pearson for a regression.
+            regression). Generation has none.
+        metric: main metric of the task; by default that of its kind.
         scores: split -> metric -> value, if known.
         tags: free labels; ``origin: import`` is added.
         notes: free text for the manifest.
@@ -62,17 +75,23 @@ def import_adapter(
     """
     folder = Path(folder)
     if (folder / MANIFEST_NAME).is_file():
-        if task is not None or label_names or metric:
+        if task is not None or label_names or metric or kind:
             raise StoreError(
                 f"{folder.name} brings its own {MANIFEST_NAME}",
-                why="Its task, label names and metric are recorded there and are not replaced.",
+                why="Its task, kind, label names and metric are recorded there and are not replaced.",
                 fix="leave them out",
             )
         return import_artefact(store, folder, base, name=name, scores=scores, tags=tags, notes=notes)
-    adapter = read_adapter(folder)
-    labels = _label_names(folder.name, head_outputs(adapter, base.anatomy, folder.name), label_names, metric)
+    adapter, dropped = without_embeddings(read_adapter(folder), base, folder.name)
+    if isinstance(task, TaskRecord):
+        kind = task.kind
+    purpose, guess = kind_of(adapter, base, folder.name, kind)
+    outputs = 0 if purpose == "generation" else head_outputs(adapter, base.anatomy, folder.name)
+    labels = _label_names(folder.name, outputs, label_names, metric)
     named = name or folder.resolve().name
-    record = task if isinstance(task, TaskRecord) else _task(task or named, labels, metric)
+    # SEQ_CLS does not say whether its one output is a class or a value
+    purpose = "regression" if purpose == "classification" and not labels else purpose
+    record = task if isinstance(task, TaskRecord) else _task(task or named, purpose, labels, metric)
     config, changes = _without_paths(adapter.config, base)
     probe, findings = try_on(adapter, base, record.kind, labels, folder.name)
     manifest = Manifest(
@@ -89,9 +108,15 @@ def import_adapter(
         scores={split: dict(values) for split, values in (scores or {}).items()},
         tags={"origin": "import", **(tags or {})},
         probe=probe,
-        notes=[*_origin(config), *changes, *findings, *notes],
+        notes=[*_origin(config), *guess, *changes, *dropped, *findings, *notes],
     )
-    return store.get(store.add(manifest, lambda place: _copy(folder, adapter.config, config, place)))
+
+    def write(place: Path) -> None:
+        _copy(folder, adapter.config, config, place)
+        if dropped:
+            write_tensors(place / ADAPTER_FILE, adapter.tensors, {"format": "pt"})
+
+    return store.get(store.add(manifest, write))
 
 
 def import_artefact(
@@ -191,7 +216,13 @@ def import_folder(
 def _label_names(adapter: str, outputs: int, given: Sequence[str] | None, metric: str | None) -> list[str]:
     regression = metric in METRICS and METRICS[metric].kind == "regression"
     if not given:
-        return [] if outputs == 1 else [f"label_{index}" for index in range(outputs)]
+        return [] if outputs <= 1 else [f"label_{index}" for index in range(outputs)]
+    if not outputs:
+        raise StoreError(
+            f"{len(given)} label names for {adapter}, which generates text",
+            why="It has no head whose outputs could be named.",
+            fix="leave the label names out",
+        )
     if regression or len(given) != outputs or len(set(given)) != len(given):
         raise StoreError(
             f"{len(given)} label names ({', '.join(list(given)[:8])}) for the {outputs} outputs of {adapter}"
@@ -202,16 +233,16 @@ def _label_names(adapter: str, outputs: int, given: Sequence[str] | None, metric
     return list(given)
 
 
-def _task(name: str, labels: Sequence[str], metric: str | None) -> TaskRecord:
-    kind: Any = "classification" if labels else "regression"
+def _task(name: str, kind: Any, labels: Sequence[str], metric: str | None) -> TaskRecord:
     if metric is not None and (metric not in METRICS or METRICS[metric].kind != kind):
         fitting = [known for known, entry in METRICS.items() if entry.kind == kind]
+        answers = "responses" if kind == "generation" else f"{len(labels) or 1} output(s)"
         raise StoreError(
-            f"'{metric}' is no metric for {kind} ({len(labels) or 1} output(s))",
-            why="The metric must fit what the head answers.",
+            f"'{metric}' is no metric for {kind} ({answers})",
+            why="The metric must fit what the adapter answers.",
             fix=f"one of {', '.join(fitting)}",
         )
-    return TaskRecord(name=name, kind=kind, metric=metric or default_metric(kind))
+    return TaskRecord(name=name, kind=kind, metric=metric or default_metric(kind, labels))
 
 
 def _method(config: Mapping[str, Any]) -> MethodRecord:
