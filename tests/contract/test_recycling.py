@@ -96,18 +96,18 @@ def test_runs_that_differ_in_anything_that_decides_the_result_never_share_a_plac
             if key not in ("checkpoint_every", "precision") and training_settings(SETTINGS).model_dump()[key] != value
         ),
     ]
-    keys = [plan(bench, **change).key(make_runtime("fp32")) for change in changes]
-    keys.append(plan(bench).key(make_runtime("bf16")))
+    keys = [plan(bench, **change).identity(make_runtime("fp32")).key for change in changes]
+    keys.append(plan(bench).identity(make_runtime("bf16")).key)
     assert len(set(keys)) == len(keys)
 
 
 def test_what_does_not_decide_the_result_does_not_part_runs(bench: Bench):
-    key = plan(bench).key(make_runtime("fp32"))
+    key = plan(bench).identity(make_runtime("fp32")).key
     same = [
         {"name": "other"}, {"tags": {"arm": "x"}}, {"notes": ("n",)}, {"recipe": {"job": "tune"}},
         {"settings": training_settings({**SETTINGS, "checkpoint_every": 5})},
     ]  # fmt: skip
-    assert [plan(bench, **change).key(make_runtime("fp32")) for change in same] == [key] * len(same)
+    assert [plan(bench, **change).identity(make_runtime("fp32")).key for change in same] == [key] * len(same)
 
 
 @pytest.mark.parametrize("method", ["direct", "initialize"])

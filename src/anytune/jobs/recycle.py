@@ -10,9 +10,10 @@ from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import DataError, DeltaError, StoreError, WrongBaseError
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_store, open_task
+from anytune.jobs.resuming import Resume, check_resume
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.tune import Source, check_seeds, recipe_of
-from anytune.jobs.tuning import Outdated, TuningPlan, load_delta, tune_once
+from anytune.jobs.tuning import Outdated, TuningPlan, load_delta, tune_all
 from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method
@@ -38,6 +39,7 @@ def recycle(
     keep: str = "weights",
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
+    resume: Resume = "auto",
     reporter: Reporter | None = None,
     **columns: Any,
 ) -> list[Entry]:
@@ -52,6 +54,8 @@ def recycle(
         old_base: the base the delta belongs to, if it is not found by itself.
         seeds: default: the delta's own seed.
         training: default: the settings the delta was tuned with.
+        resume: "auto" goes on with a run that was interrupted; "must" is an error where none of the seeds was begun
+            before, and names what differs; "never" throws checkpoints away and begins at step 0.
 
     Returns:
         One store entry per seed.
@@ -60,6 +64,7 @@ def recycle(
         AnytuneError: bad input, bases of different shape (with a reason for each tensor), labels that differ, or
             missing task data.
     """
+    resume = check_resume(resume)
     place = open_store(store)
     entry = open_delta(delta, place)
     old = base_of_delta(entry, place, old_base)
@@ -73,12 +78,11 @@ def recycle(
     given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
     settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new)
     tuned_by = _tune_methods(entry.manifest, tune, moved_delta)
-    encoded = EncodedTask.of(data, new, settings.max_length)
-    entries = []
+    plans = []
     for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):
         recycle_method = registry.parse(method, "recycle")
         methods = [*recycle_method, *(registry.parse(tuned_by, "tune") if recycle_method[0].trains else [])]
-        plan = TuningPlan(
+        plans.append(TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
             outdated=Outdated(entry, moved_delta, new), keep=keep,
             inherited=inherited_methods(entry.manifest, methods),
@@ -87,9 +91,10 @@ def recycle(
             recipe=recipe_of("recycle", base=new, task=data, delta=entry.reference, method=method, tune=tuned_by,
                              training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
                              **columns),
-        )  # fmt: skip
-        entries.append(tune_once(plan, place, encoded=encoded, reporter=reporter))
-    return entries
+        ))  # fmt: skip
+    return tune_all(
+        plans, place, encoded=lambda: EncodedTask.of(data, new, settings.max_length), reporter=reporter, resume=resume
+    )
 
 
 def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:

@@ -11,8 +11,10 @@ from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import SettingsError
 from anytune.jobs.opening import fitting, open_base, open_store, open_task
+from anytune.jobs.resuming import Resume, check_resume
 from anytune.jobs.scoring import EncodedTask
-from anytune.jobs.tuning import TuningPlan, refuse_untrained, tune_once
+from anytune.jobs.tuning import Outdated, TuningPlan, refuse_untrained, suggested_rate, tune_all
+from anytune.manifests import MethodRecord
 from anytune.methods import registry
 from anytune.models.base import Base
 from anytune.store import Entry, Store
@@ -33,6 +35,8 @@ def tune(
     keep: str = "weights",
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
+    start_from: Entry | Source | None = None,
+    resume: Resume = "auto",
     reporter: Reporter | None = None,
     **columns: Any,
 ) -> list[Entry]:
@@ -48,6 +52,10 @@ def tune(
         train_size: use so many training examples (stratified); validation is cut to no more than that.
         per_class: use so many training examples of each class.
         keep: "weights", or "scores" to store the numbers alone.
+        start_from: a stored delta of the same base and labels (a full difference, or an adapter and its method): a
+            new run from these weights. Weights of another base are for :func:`anytune.recycle`.
+        resume: "auto" goes on with a run that was interrupted; "must" is an error where none of the seeds was begun
+            before, and names what differs; "never" throws checkpoints away and begins at step 0.
         columns: ``text``, ``label``, ``metric``, ``kind``, ``validation``, ``test`` ... of :func:`load_task`.
 
     Returns:
@@ -56,6 +64,7 @@ def tune(
     Raises:
         AnytuneError: bad input; nothing is stored then.
     """
+    resume = check_resume(resume)
     place = open_store(store)
     opened = open_base(base, place)
     data = open_task(dict(task) if isinstance(task, Mapping) else task, **columns)
@@ -68,17 +77,30 @@ def tune(
         raise SettingsError("no method is given", why="An empty list trains nothing.", fix="method=full")
     refuse_untrained(methods, "tune")
     settings = fitting(training_settings(training), opened)
-    encoded = EncodedTask.of(data, opened, settings.max_length)
-    entries = []
+    start: Outdated | None = None
+    inherited: list[MethodRecord] = []
+    if start_from is not None:
+        from anytune.jobs.starting import methods_after, starting_point  # stands on recycle, which stands on this file
+
+        start = starting_point(start_from, opened, data, place)
+        _, inherited = methods_after(start, methods)
+        if inherited:  # the method that suggests a rate is not run again
+            settings = settings.model_copy(update={"learning_rate": suggested_rate(settings, methods)})
+    plans = []
     for seed in check_seeds(seeds):
-        plan = TuningPlan(
-            job="tune", base=opened, task=data, methods=registry.parse(method, "tune"), settings=settings, seed=seed,
-            keep=keep, name=name, tags=dict(tags or {"arm": "fresh"}),
+        fresh = registry.parse(method, "tune")
+        plans.append(TuningPlan(
+            job="tune", base=opened, task=data, settings=settings, seed=seed, keep=keep, start=start,
+            methods=fresh if start is None else methods_after(start, fresh)[0], inherited=inherited,
+            name=name or f"{data.name}-{fresh[0].name}-{opened.name}", tags=dict(tags or {"arm": "fresh"}),
             recipe=recipe_of("tune", base=opened, task=data, method=method, training=settings, seeds=[seed],
-                             train_size=train_size, per_class=per_class, keep=keep, **columns),
-        )  # fmt: skip
-        entries.append(tune_once(plan, place, encoded=encoded, reporter=reporter))
-    return entries
+                             train_size=train_size, per_class=per_class, keep=keep,
+                             start_from=start.entry.reference if start else None, **columns),
+        ))  # fmt: skip
+    return tune_all(
+        plans, place, encoded=lambda: EncodedTask.of(data, opened, settings.max_length), reporter=reporter,
+        resume=resume,
+    )  # fmt: skip
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps
 from anytune.errors import DeltaError, MethodError
+from anytune.jobs.resuming import Resume, RunIdentity, insist, once
 from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
-from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent, run_key
+from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent
 from anytune.methods import registry
 from anytune.methods.objective import objective_for
 from anytune.methods.protocol import Method, Run, overrides
@@ -38,7 +40,7 @@ AnyDelta = FullDelta | AdapterDelta
 
 @dataclass(frozen=True)
 class Outdated:
-    """Outdated weights on their way to a new base."""
+    """Weights that a run starts from: outdated ones on their way to a new base, or a delta of the same base."""
 
     entry: Entry
     #: already moved to the new base (see ``jobs.recycle.moved``)
@@ -61,6 +63,8 @@ class TuningPlan:
     settings: TrainingSettings
     seed: int
     outdated: Outdated | None = None
+    #: a delta of the same base that the run starts from
+    start: Outdated | None = None
     #: "weights", or "scores" for controls of which only the numbers are wanted
     keep: str = "weights"
     name: str | None = None
@@ -75,36 +79,82 @@ class TuningPlan:
         """Whether any step is made."""
         return all(method.trains for method in self.methods)
 
-    def key(self, runtime: Runtime) -> str:
-        """The run key: over everything that decides the weights and scores, and nothing else."""
-        return run_key(
-            job=self.job, base=[self.base.identity.backbone, self.base.identity.vocabulary], task=self.task.content,
-            methods=[registry.record(method).model_dump() for method in self.methods],
-            training={**decisive(self.settings), **runtime.decides()}, seed=self.seed,
-            outdated=self.outdated.entry.manifest.id if self.outdated else None, keep=self.keep,
-        )  # fmt: skip
+    def runtime(self) -> Runtime:
+        """Where and in which precision the run computes."""
+        return make_runtime(self.settings.precision, sharding=self.settings.sharding)
+
+    def identity(self, runtime: Runtime) -> RunIdentity:
+        """Everything that decides the weights and scores, and nothing else: the run key is a hash over it."""
+        decides: dict[str, Any] = {
+            "job": self.job, "base": [self.base.identity.backbone, self.base.identity.vocabulary],
+            "task": self.task.content, "methods": [registry.record(method).model_dump() for method in self.methods],
+            "training": {**decisive(self.settings), **runtime.decides()}, "seed": self.seed,
+            "outdated": self.outdated.entry.manifest.id if self.outdated else None, "keep": self.keep,
+        }  # fmt: skip
+        names = {"base": self.base.name, "task": self.task.name}
+        for key, weights in (("outdated", self.outdated), ("start_from", self.start)):
+            if weights is not None:
+                decides[key], names[key] = weights.entry.manifest.id, weights.entry.name
+        return RunIdentity(decides, names, f"{self.job} {self.task.name} seed {self.seed}")
 
 
 def tune_once(
-    plan: TuningPlan, store: Store, *, encoded: EncodedTask | None = None, reporter: Reporter | None = None
+    plan: TuningPlan,
+    store: Store,
+    *,
+    encoded: Callable[[], EncodedTask] | None = None,
+    reporter: Reporter | None = None,
+    resume: Resume = "auto",
 ) -> Entry:
     """Make one run, or give back its artefact if the same run is already in the store.
 
     An interrupted run leaves its checkpoints in the store and goes on from them when called again.
+
+    Args:
+        encoded: gives the task as token ids; called only if there is something to train or score.
+        resume: see :data:`anytune.jobs.resuming.Resume`.
     """
-    runtime = make_runtime(plan.settings.precision, sharding=plan.settings.sharding)
-    key = plan.key(runtime)
-    finished = runtime.first(lambda: store.find("delta", run=key))
-    if finished:
-        return finished[-1]
+    runtime, reporter = plan.runtime(), reporter or Silent()
+    identity = plan.identity(runtime)
+
+    def make(work: Path) -> Entry:
+        return _tune(plan, store, identity.key, work, runtime, encoded, reporter)
+
+    return once(store, "delta", identity, make, resume=resume, reporter=reporter, runtime=runtime)
+
+
+def tune_all(
+    plans: Sequence[TuningPlan],
+    store: Store,
+    *,
+    encoded: Callable[[], EncodedTask],
+    reporter: Reporter | None = None,
+    resume: Resume = "auto",
+) -> list[Entry]:
+    """The runs of one command, one after the other; they share the task as token ids.
+
+    Raises:
+        TrainingError: ``resume`` is "must" and none of the runs was begun before.
+    """
+    if resume == "must":
+        insist(store, "delta", [plan.identity(plan.runtime()) for plan in plans])
+    shared = functools.cache(encoded)
+    return [tune_once(plan, store, encoded=shared, reporter=reporter, resume=resume) for plan in plans]
+
+
+def _tune(
+    plan: TuningPlan, store: Store, key: str, work: Path, runtime: Runtime,
+    make_encoded: Callable[[], EncodedTask] | None, reporter: Reporter,
+) -> Entry:  # fmt: skip
     task, base, settings = plan.task, plan.base, plan.settings
-    encoded = encoded or EncodedTask.of(task, base, settings.max_length)
+    encoded = make_encoded() if make_encoded else EncodedTask.of(task, base, settings.max_length)
     batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
     steps = total_steps(settings, batches.batches_per_epoch, world=runtime.world) if plan.trains else 0
     validate = _scorer(plan, encoded, "validation", runtime)
-    work = store.work(key)
     with seeded(derive_seed(plan.seed, "train")):
         model, head_names = base.task_model(task.kind, task.label_names, derive_seed(plan.seed, "head"))
+        if plan.start is not None:
+            model = plan.start.install(model)
         run = Run(
             seed=derive_seed(plan.seed, "method"),
             steps=steps,
@@ -114,6 +164,8 @@ def tune_once(
         )
         for method in plan.methods:
             model = method.prepare(model, run)
+        if plan.start is not None:
+            refuse_adapter_on_full(plan.start, model)
         result = train(
             model,
             methods=plan.methods,
@@ -126,14 +178,12 @@ def tune_once(
             evaluate=lambda current: validate(current, decoded=DECODED_WHILE_TRAINING)[0],
             work=work,
             title=title(plan),
-            reporter=reporter or Silent(),
+            reporter=reporter,
         )
         for method in reversed(plan.methods):
             model = method.finish(model, run)
     outcome = _Outcome(plan, key, model, list(head_names), result, encoded, runtime, work)
-    entry = runtime.first(lambda: outcome.keep(store))
-    runtime.first(lambda: store.end_work(key))
-    return entry
+    return runtime.first(lambda: outcome.keep(store))
 
 
 def _scorer(plan: TuningPlan, encoded: EncodedTask, split: str, runtime: Runtime) -> Scorer:
@@ -145,17 +195,35 @@ def _scorer(plan: TuningPlan, encoded: EncodedTask, split: str, runtime: Runtime
 
 def learning_rate(plan: TuningPlan) -> float:
     """The rate given, or what the first method that suggests one suggests."""
-    if plan.settings.learning_rate is not None:
-        return plan.settings.learning_rate
-    suggested = [method.suggests["learning_rate"] for method in plan.methods if "learning_rate" in method.suggests]
+    return suggested_rate(plan.settings, plan.methods)
+
+
+def suggested_rate(settings: TrainingSettings, methods: Sequence[Method]) -> float:
+    """The rate given, or what the first of the methods that suggests one suggests."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    suggested = [method.suggests["learning_rate"] for method in methods if "learning_rate" in method.suggests]
     return float(suggested[0]) if suggested else 5e-5
 
 
 def title(plan: TuningPlan) -> str:
     """What the progress line says: ``hpo on v1, recycle/initialize, seed 0``."""
-    return (
-        f"{plan.task.name} on {plan.base.name}, {'+'.join(method.name for method in plan.methods)}, seed {plan.seed}"
-    )
+    names = [method.name for method in plan.methods] or [one.name.rpartition("/")[2] for one in plan.inherited]
+    return f"{plan.task.name} on {plan.base.name}, {'+'.join(names)}, seed {plan.seed}"
+
+
+def refuse_adapter_on_full(start: Outdated, model: nn.Module) -> None:
+    """An adapter on top of a full difference would be stored without that difference: refuse it.
+
+    Raises:
+        DeltaError: the run starts from a full difference and a method has wrapped the model with PEFT.
+    """
+    if isinstance(start.delta, FullDelta) and hasattr(model, "peft_config"):
+        raise DeltaError(
+            f"'{start.entry.reference}' is a full difference, and an adapter cannot start from it",
+            why="The adapter would be stored alone, and mean something else on the base without that difference.",
+            fix=f"anytune merge {start.entry.reference}   (gives a plain model), then tune an adapter on that",
+        )
 
 
 def load_delta(entry: Entry) -> AnyDelta:
@@ -247,9 +315,9 @@ class _Outcome:
         parents = (
             [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest and base.manifest.id else []
         )
-        if plan.outdated is not None:
-            old = plan.outdated.entry.manifest
-            parents.append(Parent(id=old.id, role="delta", name=old.name))
+        for weights in (plan.outdated, plan.start):
+            if weights is not None and weights.entry.manifest.id:
+                parents.append(Parent(id=weights.entry.manifest.id, role="delta", name=weights.entry.manifest.name))
         steps = result.steps or settings.steps  # of a run without training: what a run that trains would inherit
         return Manifest(
             kind="delta",
