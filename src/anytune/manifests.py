@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -114,6 +115,8 @@ class Environment(_Record):
     versions: dict[str, str] = Field(default_factory=dict)
     threads: int = 0
     precision: str = "fp32"
+    #: why this precision: "as asked", or what the hardware does
+    precision_reason: str = ""
     device: str = "cpu"
     #: processes that shared the batches of one run among them
     processes: int = 1
@@ -236,6 +239,24 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
             fix="finite numbers, and None where a score is undefined",
         ) from problem
     write_atomic(path, data)
+
+
+_CACHES_WRITTEN: ContextVar[bool] = ContextVar("caches_written", default=True)
+
+
+@contextlib.contextmanager
+def caches_unwritten() -> Iterator[None]:
+    """Inside, caches are read and none is written: a dry run leaves no trace."""
+    before = _CACHES_WRITTEN.set(False)
+    try:
+        yield
+    finally:
+        _CACHES_WRITTEN.reset(before)
+
+
+def caches_written() -> bool:
+    """Whether what is worth keeping may be kept in a cache."""
+    return _CACHES_WRITTEN.get()
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from anytune.data import packing
 from anytune.data.packing import TokenizerFacts, pack, tokenizer_identity
 from anytune.errors import DataError, SettingsError
+from anytune.manifests import caches_unwritten
 from tests.data.conftest import WORDS, causal, wordpiece
 
 CLS, SEP = 2, 3
@@ -81,6 +82,20 @@ def test_packed_text_is_tokenised_once_and_read_back(tmp_path, bert_tokenizer, m
     assert (first.dropped_tokens, first.key) == (second.dropped_tokens, second.key)
     monkeypatch.undo()
     assert torch.equal(first[:], pack(texts(), bert_tokenizer, 17)[:])
+
+
+def test_a_dry_run_reads_packed_text_and_keeps_none(tmp_path, bert_tokenizer):
+    texts = ["the cat sat on the mat " * 20]
+    with caches_unwritten():
+        dry = pack(texts, bert_tokenizer, 16, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    kept = pack(texts, bert_tokenizer, 16, cache=tmp_path)
+    assert (dry.key, len(dry)) == (kept.key, len(kept))
+    listed = sorted(tmp_path.rglob("*"))
+    assert listed
+    with caches_unwritten():
+        pack(texts, bert_tokenizer, 16, cache=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == listed
 
 
 def test_the_key_follows_everything_that_decides_the_blocks(bert_tokenizer):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anytune.engine.runtime import derive_seed, make_runtime, native_bf16, seeded
+from anytune.engine.runtime import bf16_by, choose_precision, derive_seed, make_runtime, native_bf16, seeded
 
 
 def test_a_derived_seed_has_a_value_that_never_changes():
@@ -40,11 +40,16 @@ def test_seeded_draws_the_same_inside_and_leaves_the_global_generator_as_it_was(
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [("flags : sse avx512_bf16", True), ("flags : amx_bf16", True), ("flags : sse avx2", False), ("model : x", False)],
+    [
+        ("flags : sse avx512_bf16", "avx512_bf16"),
+        ("flags : avx512_bf16 amx_bf16", "amx_bf16"),
+        ("flags : sse avx2", None),
+        ("model : x", None),
+    ],
 )
 def test_native_bf16_is_read_from_the_processors_flags(monkeypatch, flags, expected):
     monkeypatch.setattr(builtins, "open", lambda *_args, **_more: io.StringIO(f"processor : 0\n{flags}\n"))
-    assert native_bf16.__wrapped__("cpu") is expected
+    assert bf16_by.__wrapped__("cpu") == expected
 
 
 def test_native_bf16_answers_no_where_it_cannot_tell(monkeypatch):
@@ -52,8 +57,8 @@ def test_native_bf16_answers_no_where_it_cannot_tell(monkeypatch):
         raise FileNotFoundError
 
     monkeypatch.setattr(builtins, "open", missing)
-    assert native_bf16.__wrapped__("cpu") is False
-    assert native_bf16.__wrapped__("mps") is False
+    assert bf16_by.__wrapped__("cpu") is None
+    assert bf16_by.__wrapped__("mps") is None
 
 
 def test_the_runtime_of_a_test_is_one_cpu_process_in_the_precision_asked_for():
@@ -77,3 +82,23 @@ def test_the_environment_names_versions_threads_and_precision():
     environment = make_runtime("fp32").environment()
     assert set(environment.versions) == {"anytune", "torch", "transformers", "peft", "accelerate"}
     assert (environment.threads, environment.precision, environment.device) == (torch.get_num_threads(), "fp32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("asked", "by", "chosen", "words"),
+    [
+        ("auto", "amx_bf16", "bf16", "multiplies bf16 in hardware (amx_bf16)"),
+        ("auto", None, "fp32", "no bf16 in hardware"),
+        ("fp32", "amx_bf16", "fp32", "as asked"),
+        ("bf16", None, "bf16", "as asked; this CPU has no bf16 in hardware"),
+    ],
+)
+def test_the_precision_is_chosen_by_the_hardware_and_says_why(monkeypatch, asked, by, chosen, words):
+    monkeypatch.setattr("anytune.engine.runtime.bf16_by", lambda device_type: by)
+    precision, reason = choose_precision(asked, "cpu")
+    assert precision == chosen
+    assert words in reason
+
+
+def test_a_manifest_says_why_the_precision_was_chosen():
+    assert make_runtime("fp32").environment().precision_reason == "as asked"

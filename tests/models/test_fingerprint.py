@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anytune.errors import BaseError
+from anytune.manifests import caches_unwritten
 from anytune.models import fingerprint
 from anytune.models.anatomy import anatomy_of
 from anytune.models.fingerprint import (
@@ -255,3 +256,13 @@ def test_folders_that_are_gone_or_about_to_be_renamed_are_not_remembered(tmp_pat
     shutil.rmtree(one)
     fingerprint_folder(two)
     assert list(json.loads(cache_file().read_text())["entries"]) == [str(two)]
+
+
+def test_a_dry_run_keeps_no_hash(tmp_path):
+    folder = save(tiny_model("bert"), tmp_path / "base")
+    age(folder)
+    with caches_unwritten():
+        fingerprint_folder(folder)
+    assert not cache_file().exists()
+    fingerprint_folder(folder)
+    assert cache_file().exists()

@@ -32,7 +32,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from anytune.errors import DataError, SettingsError
-from anytune.manifests import PARTIAL_PREFIX, canonical_json
+from anytune.manifests import PARTIAL_PREFIX, caches_written, canonical_json
 
 Objective = Literal["mlm", "clm"]
 OBJECTIVES = ("mlm", "clm")
@@ -155,7 +155,11 @@ def pack(
     """
     layout = _layout(TokenizerFacts.of(tokenizer), block_size, objective)
     key = _key(texts, tokenizer, layout)
-    if cache is None:
+    folder = Path(cache) / key if cache is not None else None
+    kept = _open(folder, layout, key) if folder is not None else None
+    if kept is not None:
+        return kept
+    if folder is None or not caches_written():
         counter = _Tail()
         rows = list(_blocks(texts, tokenizer, layout, counter))
         _refuse_nothing(len(rows), len(texts), counter, layout)
@@ -163,8 +167,7 @@ def pack(
         return Blocks(
             Dataset(table), block_size=block_size, objective=objective, dropped_tokens=counter.tokens, key=key
         )
-    folder = Path(cache) / key
-    return _open(folder, layout, key) or _write(folder, texts, tokenizer, layout, key)
+    return _write(folder, texts, tokenizer, layout, key)
 
 
 @dataclass(frozen=True)

@@ -39,19 +39,46 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+#: Flags of a CPU that multiplies bf16 in hardware, the faster first.
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+
+
 @functools.cache
-def native_bf16(device_type: str) -> bool:
-    """Whether bf16 matrix products run in hardware: AMX or AVX-512-BF16 on a CPU, Ampere or newer on a GPU."""
+def bf16_by(device_type: str) -> str | None:
+    """What multiplies bf16 matrices in hardware: a CPU flag, or a GPU's name (Ampere or newer); None if nothing."""
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.get_device_name() if native else None
     if device_type != "cpu":
-        return False
+        return None
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as handle:
-            flags = next((line for line in handle if line.startswith("flags")), "")
+            flags = next((line for line in handle if line.startswith("flags")), "").split()
     except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+        return None
+    return next((flag for flag in BF16_FLAGS if flag in flags), None)
+
+
+def native_bf16(device_type: str) -> bool:
+    """Whether bf16 matrix products run in hardware: AMX or AVX-512-BF16 on a CPU, Ampere or newer on a GPU."""
+    return bf16_by(device_type) is not None
+
+
+def choose_precision(asked: str, device_type: str) -> tuple[str, str]:
+    """The precision for what was asked ("auto", "fp32", "bf16"), and why, in words for a reader.
+
+    >>> choose_precision("auto", "cpu")  # doctest: +SKIP
+    ("bf16", "this CPU multiplies bf16 in hardware (amx_bf16)")
+    """
+    by = bf16_by(device_type)
+    kind = {"cpu": "CPU", "cuda": "GPU"}.get(device_type, "device")
+    if by is not None:
+        reason = f"this {kind} multiplies bf16 in hardware ({by})"
+    else:
+        reason = f"this {kind} has no bf16 in hardware" if kind != "device" else f"bf16 is not used on {device_type}"
+    if asked == "auto":
+        return ("bf16" if by is not None else "fp32"), reason
+    return asked, "as asked" + (f"; {reason}" if asked == "bf16" and by is None else "")
 
 
 @dataclass(frozen=True)
@@ -68,6 +95,8 @@ class Runtime:
     accelerator: Any
     #: the weights are to be split up over the processes (FSDP2)
     sharded: bool = False
+    #: why this precision (see :func:`choose_precision`)
+    reason: str = ""
 
     def autocast(self) -> Callable[[], Any] | None:
         """A context factory for the forward pass, or None in fp32."""
@@ -150,7 +179,7 @@ class Runtime:
         }
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return Environment(versions=versions, threads=torch.get_num_threads(), precision=self.precision, device=name,
-                           processes=self.world)  # fmt: skip
+                           precision_reason=self.reason, processes=self.world)  # fmt: skip
 
 
 def make_runtime(
@@ -190,8 +219,8 @@ def make_runtime(
             fix=f"torchrun --nproc-per-node {world} -m anytune ...",
         )
     device = accelerator.device
-    chosen = ("bf16" if native_bf16(device.type) else "fp32") if precision == "auto" else precision
-    return Runtime(device, chosen, accelerator.process_index, accelerator.num_processes, accelerator, sharded)
+    chosen, reason = choose_precision(precision, device.type)
+    return Runtime(device, chosen, accelerator.process_index, accelerator.num_processes, accelerator, sharded, reason)
 
 
 def _sharded(sharding: str, world: int) -> bool:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from anytune.errors import AnytuneError, BaseError
-from anytune.manifests import PARTIAL_PREFIX, digest, write_atomic
+from anytune.manifests import PARTIAL_PREFIX, caches_written, digest, write_atomic
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.weights import INDEX_FILE, StoredWeights, read_json, weight_files
 
@@ -254,8 +254,8 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _remember(folder: Path, entry: dict[str, Any]) -> None:
-    if folder.name.startswith(PARTIAL_PREFIX):
-        return  # about to be renamed
+    if folder.name.startswith(PARTIAL_PREFIX) or not caches_written():
+        return  # about to be renamed, or a dry run
     entries = {name: known for name, known in _read_cache().items() if Path(name).is_dir()} | {str(folder): entry}
     try:
         write_atomic(cache_file(), json.dumps({"format": CACHE_FORMAT, "entries": entries}, indent=1).encode())
