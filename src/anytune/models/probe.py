@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anytune.errors import AnytuneError, DeltaError
 from anytune.manifests import Probe
+from anytune.models.answering import task_output
 
 ROWS = 3
 LENGTH = 12
@@ -63,13 +64,17 @@ def check_probe(
 
 
 def _ask(model: Any, rows: Tensor) -> Tensor:
-    """Answers [rows, values] in fp32 on the CPU: logits, or the first position's hidden state of a bare backbone."""
+    """Answers [rows, values] in fp32 on the CPU: logits (of tags and words those of the last position), or the last
+    position's hidden state of a bare backbone."""
     modes, device = [(module, module.training) for module in model.modules()], next(model.parameters()).device
     model.eval()
     try:
         with torch.no_grad():
             ids = rows.to(device)
-            output = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            if getattr(model.config, "is_encoder_decoder", False):
+                batch["decoder_input_ids"] = ids
+            output = task_output(model, batch)
     finally:
         for module, training in modes:
             module.training = training

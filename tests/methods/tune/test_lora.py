@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from anytune.methods.protocol import Run
-from anytune.methods.tune.lora import LoRA, target_names
+from anytune.methods.tune.lora import LoRA
 from anytune.models.base import load_base
+from tests.models.kinds import make_kind
 
 
 def prepared(tiny_base, seed=0, **settings):
@@ -26,10 +28,20 @@ def test_attention_is_the_default_target_and_all_linear_maps_can_be_asked_for(ti
     assert adapted(prepared(tiny_base, targets=["query"])) == {"attention.self.query"}
 
 
-def test_target_names_are_relative_to_a_block(tiny_base):
-    base = load_base(tiny_base)
-    model, _ = base.task_model("classification", ("a", "b"), 0)
-    assert set(target_names(model, base.anatomy, "all-linear")) > set(target_names(model, base.anatomy, "attention"))
+@pytest.mark.parametrize(
+    ("kind", "attention", "others"),
+    [("gpt2", {"attn.c_attn", "attn.c_proj"}, {"mlp.c_fc", "mlp.c_proj"}),
+     ("llama", {f"self_attn.{one}_proj" for one in "qkvo"}, {f"mlp.{one}_proj" for one in ("gate", "up", "down")})],
+)  # fmt: skip
+def test_the_linear_maps_of_decoders_are_targets_whatever_class_they_are(tmp_path, kind, attention, others):
+    base = load_base(make_kind(kind, tmp_path))
+    for targets, expected in (("attention", attention), ("all-linear", attention | others)):
+        model, head_names = base.task_model("generation", (), 0)
+        run = Run(seed=0, steps=1, anatomy=base.anatomy, head_names=head_names)
+        wrapped = LoRA(targets=targets).prepare(model, run)
+        names = [name.split(".lora_A")[0] for name, _ in wrapped.named_parameters() if "lora_A" in name]
+        assert {name.split(".0.")[1] for name in names if ".0." in name} == expected
+        assert wrapped.peft_config["default"].task_type == "CAUSAL_LM"
 
 
 def test_training_begins_at_the_function_of_the_base(tiny_base):

@@ -26,7 +26,6 @@ from torch import nn
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
 from anytune.models.adapters import make_lora
-from anytune.models.anatomy import Anatomy
 
 
 @register
@@ -48,17 +47,9 @@ class LoRA(Method):
 
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
         """Wrap the model with PEFT; base frozen, adapter and head trained. A is drawn from the run's seed."""
-        targets = self.targets if isinstance(self.targets, list) else target_names(model, run.anatomy, self.targets)
+        within: Literal["attention", "all"] = "all" if self.targets == "all-linear" else "attention"
+        targets = self.targets if isinstance(self.targets, list) else run.anatomy.linear_maps(model, within)
         return make_lora(
             model, head_names=run.head_names, r=self.r, alpha=self.alpha, dropout=self.dropout, targets=targets,
             seed=run.seed,
         )  # fmt: skip
-
-
-def target_names(model: nn.Module, anatomy: Anatomy, which: str) -> list[str]:
-    """Names of the linear maps of a block, relative to it: those of attention, or all (``which="all-linear"``)."""
-    block = anatomy.block_modules(model)[0]
-    linear = [name for name, module in block.named_modules() if isinstance(module, nn.Linear)]
-    if which == "all-linear":
-        return linear
-    return [name for name in linear if any(name.startswith(f"{part}.") for part in anatomy.attention)]
