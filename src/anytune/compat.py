@@ -117,6 +117,18 @@ def model_from_state(cls: Any, config: Any, state: dict[str, torch.Tensor], dtyp
     return model, set(info["missing_keys"])
 
 
+def dequantized() -> dict[str, Any]:
+    """Options of ``from_pretrained`` for a GGUF file that is to become a plain model.
+
+    Newer releases keep such a model flagged as quantised, and refuse to save it, unless told otherwise; earlier ones
+    have no such class and always multiply the blocks out. Delete when the floor has ``GgufConfig``.
+    """
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config is not None else {}
+
+
 def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
     """The adapter tensors of a PEFT model under the names PEFT stores them by (no look at the hub)."""
     from peft import get_peft_model_state_dict

@@ -39,19 +39,17 @@ def convert(source: Path, target: Path, progress: Progress | None = None) -> Pat
 
 def _write(source: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from anytune.compat import dequantized
 
     found = sorted(source.glob("*.gguf"))
     if len(found) != 1:
         raise SampleError(f"expected one .gguf file, found {len(found)}", why="The package is not the expected one.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=found[0].name)
-        # Without dequantize=True the model stays flagged as quantised and save_pretrained refuses it.
         model = AutoModelForCausalLM.from_pretrained(
-            source,
-            gguf_file=found[0].name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
+            source, gguf_file=found[0].name, dtype=torch.bfloat16, **dequantized()
         )
     except (OSError, ValueError, KeyError) as problem:
         raise SampleError(f"cannot read {found[0].name}: {problem}", fix="delete its folder in the cache") from problem
