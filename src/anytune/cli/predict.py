@@ -1,4 +1,4 @@
-"""``anytune predict``: label texts with a delta (:func:`anytune.jobs.load.predict`)."""
+"""``anytune predict``: answer texts with a delta (:func:`anytune.jobs.load.predict`)."""
 
 from __future__ import annotations
 
@@ -10,39 +10,62 @@ import typer
 
 from anytune.cli import options, show, values
 
-Text = str | tuple[str, str]
+Text = str | tuple[str, str] | list[str]
 
 
 def predict(
     delta: Annotated[str, typer.Argument(metavar="DELTA", help="The delta: name, id or folder.")],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help="Texts; '-' reads them from stdin, one a line.", show_default=False),
+        typer.Argument(
+            metavar="TEXT",
+            help="Texts (for generation prompts; for tags words between white space, or a JSON list of words); "
+            "'-' reads them from stdin, one a line.",
+            show_default=False,
+        ),
     ] = None,
     file: Annotated[
-        str | None, typer.Option(help="Texts from a .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet file.")
+        str | None,
+        typer.Option(help="Texts from a .txt (one a line), .csv, .tsv, .jsonl, .json, .parquet or .conll file."),
     ] = None,
     text: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Text column of --file, or two: FIRST,SECOND.")
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Text column of --file (for tags: of lists of words), or two: FIRST,SECOND."
+        ),
     ] = None,
     store: options.Store = None,
     base: Annotated[str | None, typer.Option(help="The delta's base, if it is not found by itself.")] = None,
     batch_size: Annotated[int, typer.Option(help="Texts per batch.", min=1)] = 64,
     max_length: Annotated[int | None, typer.Option(help="Tokens per text (default: as it was tuned).", min=2)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest response in tokens (generation).", min=1)] = 256,
     json: Annotated[bool, typer.Option("--json", help="Print JSON lines, one object per text.")] = False,
 ) -> None:
-    """Predict labels (or values) for texts.
+    """Predict labels, values, a tag for each word, or the response to a prompt.
 
     Example: anytune predict reviews-lora-bert-tiny "A quiet, moving film."
     """
     rows = given_texts(texts or [], file, text)
     from anytune.jobs.load import predict as job
 
-    answers = job(delta, rows, store=store, base=base, batch_size=batch_size, max_length=max_length)
+    answers = job(
+        delta, rows, store=store, base=base, batch_size=batch_size, max_length=max_length,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
     if json:
         for row, answer in zip(rows, answers, strict=True):
-            pair = {"text": row} if isinstance(row, str) else {"text": row[0], "text_pair": row[1]}
-            show.print_json_line({**pair, **answer})
+            pair = {"text": row[0], "text_pair": row[1]} if isinstance(row, tuple) else {"text": row}
+            show.print_json_line({**({} if "words" in answer else pair), **answer})
+        return
+    if "tags" in answers[0]:
+        print("\n\n".join(_tagged(answer) for answer in answers))
+        return
+    if "response" in answers[0]:
+        print(
+            "\n\n".join(
+                _answered(row, answer, alone=len(rows) == 1) for row, answer in zip(rows, answers, strict=True)
+            )
+        )
         return
     columns = ["value"] if "value" in answers[0] else ["label", "probability"]
     shown = [[*(answer[column] for column in columns), _short(row)] for row, answer in zip(rows, answers, strict=True)]
@@ -71,12 +94,12 @@ def given_texts(words: list[str], file: str | None, column: str | None) -> list[
 
 
 def file_texts(file: str, column: str | None) -> list[Text]:
-    """The texts of a file: of one column, or pairs of two.
+    """The texts of a file: of one column (of texts or of lists of words), or pairs of two.
 
     Raises:
         DataError: it cannot be read, or has no such column.
     """
-    from anytune.data.columns import require_column
+    from anytune.data.columns import list_columns, require_column
     from anytune.data.sources import checked_texts
     from anytune.data.tables import missing_source, read_table, read_text
     from anytune.errors import DataError
@@ -92,13 +115,32 @@ def file_texts(file: str, column: str | None) -> list[Text]:
         raise DataError(
             f"--text {column} names {len(names)} columns", why="A text or a pair.", fix="--text FIRST,SECOND"
         )
-    texts = [checked_texts(found, require_column(found, name, "text")) for name in names]
+    columns = [require_column(found, name, "text") for name in names]
+    if len(columns) == 1 and columns[0] in list_columns(found):
+        return list(found.columns[columns[0]])
+    texts = [checked_texts(found, name) for name in columns]
     return list(zip(*texts, strict=True)) if len(texts) == 2 else list(texts[0])
 
 
 def _text_column(columns: dict[str, Any]) -> str:
-    """The only column, or the one called text."""
-    return next(iter(columns)) if len(columns) == 1 else "text"
+    """The only column, or the first that is there of the names such columns have."""
+    if len(columns) == 1:
+        return next(iter(columns))
+    return next((name for name in ("text", "tokens", "words", "prompt", "instruction") if name in columns), "text")
+
+
+def _tagged(answer: dict[str, Any]) -> str:
+    """One word a line with its tag; words outside every entity stand alone."""
+    rows = [
+        [word, tag if tag != "O" else None, sure if tag != "O" else None]
+        for word, tag, sure in zip(answer["words"], answer["tags"], answer["probabilities"], strict=True)
+    ]
+    return show.table(["word", "tag", "probability"], rows)
+
+
+def _answered(row: Text, answer: dict[str, Any], *, alone: bool) -> str:
+    """The response as it is; under its prompt where there are several."""
+    return answer["response"] if alone else f"> {_short(row)}\n{answer['response']}"
 
 
 def _short(row: Text) -> str:

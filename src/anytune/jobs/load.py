@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,7 +73,7 @@ def predict(
 
     Args:
         texts: texts, or pairs of texts as tuples. For token classification each is a list of words, or a text that
-            is split at white space; for generation a prompt.
+            is split at white space or holds a JSON list of words; for generation a prompt.
         max_length: longest text (for decoders: prompt) in tokens; default: as it was tuned.
         max_new_tokens: longest response in tokens (generation).
 
@@ -127,10 +129,8 @@ def _examples(texts: Iterable[str | tuple[str, str] | Sequence[str]], kind: str)
     """Texts as examples without labels, checked."""
     rows = []
     for number, text in enumerate(texts):
-        if kind == "token-classification" and isinstance(text, str):
-            text = text.split()
         if kind == "token-classification":
-            words = tuple(text)
+            words = tuple(_words(text) if isinstance(text, str) else text)
             if not words or not all(isinstance(word, str) and word.strip() for word in words):
                 raise DataError(
                     f"text {number + 1} is {'empty' if not words else 'no list of words'}",
@@ -146,6 +146,16 @@ def _examples(texts: Iterable[str | tuple[str, str] | Sequence[str]], kind: str)
     if not rows:
         raise DataError("there is no text to predict for", fix='anytune predict DELTA "some text"')
     return rows
+
+
+def _words(text: str) -> list[Any]:
+    """The words of a text: those of a JSON list, or what stands between white space."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            listed = json.loads(text)
+            if isinstance(listed, list):
+                return listed
+    return text.split()
 
 
 def evaluate(

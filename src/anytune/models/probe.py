@@ -64,8 +64,7 @@ def check_probe(
 
 
 def _ask(model: Any, rows: Tensor) -> Tensor:
-    """Answers [rows, values] in fp32 on the CPU: logits (of tags and words those of the last position), or the last
-    position's hidden state of a bare backbone."""
+    """Answers [rows, values] in fp32 on the CPU: logits, or a backbone's hidden states; of many positions the last."""
     modes, device = [(module, module.training) for module in model.modules()], next(model.parameters()).device
     model.eval()
     try:
