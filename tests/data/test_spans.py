@@ -90,7 +90,7 @@ def test_the_generator_alone_decides_and_a_row_does_not_move_it_further():
 
 def test_too_few_sentinels_and_impossible_shares_are_refused():
     mask = span_mask(1, 64, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(DataError, match="3 spans are cut out of 64 tokens, and the tokenizer has 3 sentinels"):
+    with pytest.raises(DataError, match="3 spans are cut out of 64 tokens, and there are 3 sentinels"):
         corrupt_spans(torch.arange(64)[None], mask, sentinels=SENTINELS[:3], end_id=END)
     corrupt_spans(torch.arange(64)[None], mask, sentinels=SENTINELS[:4], end_id=END)
     for wrong in ({"length": 1}, {"length": 9, "probability": 1.0}, {"length": 9, "mean_length": 0.5}):

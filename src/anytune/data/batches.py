@@ -19,6 +19,7 @@ from torch import Tensor
 from anytune.data.encoding import TEXTS_AT_ONCE, Pieces, encode_prompts_alone, encode_responses, encode_words
 from anytune.data.masking import IGNORED, mask_tokens
 from anytune.data.packing import OBJECTIVES, Blocks, TokenizerFacts
+from anytune.data.spans import corrupt_spans, span_mask
 from anytune.data.splits import permutation, stable_seed
 from anytune.data.tasks import Example
 from anytune.errors import DataError, SettingsError
@@ -318,9 +319,10 @@ class BlockBatches:
         blocks: from ``pack``.
         batch_size: blocks in a batch; the last batch of an epoch may be smaller.
         seed: decides the order and the masks.
-        objective: "mlm" (labels at masked positions) or "clm" (labels are the input; the loss shifts them).
+        objective: "mlm" (labels at masked positions), "clm" (labels are the input; the loss shifts them) or "span"
+            (labels are what the decoder is to write).
         facts: ``TokenizerFacts``, or the tokenizer to read them from.
-        probability: share of the ordinary positions masked (MLM).
+        probability: share of the ordinary positions masked (MLM) or cut out (span).
     """
 
     def __init__(
@@ -344,14 +346,15 @@ class BlockBatches:
         """Batch ``step`` as CPU tensors.
 
         Returns:
-            input_ids, attention_mask, labels: int64 [b, block_size]; num_items: positions that carry loss (masked
-            positions, or b * (block_size - 1) predicted tokens), a plain int.
+            input_ids, attention_mask, labels: int64 [b, block_size], or for "span" input_ids, attention_mask [b, n]
+            and labels [b, m]; num_items: positions that carry loss (masked positions, b * (block_size - 1) predicted
+            tokens, or b * m written ones), a plain int.
         """
         input_ids = self.blocks[self.rows(step).tolist()]
         if self.objective == "clm":
             return _clm_batch(input_ids)
         generator = torch.Generator().manual_seed(stable_seed("mask", self.seed, step))
-        return _mlm_batch(*_mask(input_ids, self.facts, generator, self.probability))
+        return _labelled_batch(*_CHANGES[self.objective](input_ids, self.facts, generator, self.probability))
 
 
 def heldout_batches(
@@ -359,8 +362,8 @@ def heldout_batches(
 ) -> Iterator[Batch]:
     """All blocks once, in order, for held-out loss.
 
-    Each block is masked by a generator of its own, seeded by (seed, block number): the mask is the same at every call
-    and for every batch size.
+    Each block is masked (or cut) by a generator of its own, seeded by (seed, block number): the mask is the same at
+    every call and for every batch size.
     """
     _check_batch_size(batch_size)
     objective, facts = _checked(blocks, objective, facts)
@@ -370,18 +373,19 @@ def heldout_batches(
         if objective == "clm":
             yield _clm_batch(input_ids)
             continue
+        change = _CHANGES[objective]
         parts = [
-            _mask(block[None], facts, torch.Generator().manual_seed(stable_seed("heldout", seed, row)), probability)
+            change(block[None], facts, torch.Generator().manual_seed(stable_seed("heldout", seed, row)), probability)
             for row, block in zip(rows, input_ids, strict=True)
         ]
-        yield _mlm_batch(torch.cat([masked for masked, _ in parts]), torch.cat([labels for _, labels in parts]))
+        yield _labelled_batch(torch.cat([masked for masked, _ in parts]), torch.cat([labels for _, labels in parts]))
 
 
 def _checked(blocks: Blocks, objective: str, facts: Any) -> tuple[str, TokenizerFacts]:
     if objective not in OBJECTIVES or objective != blocks.objective:
         raise SettingsError(
             f"objective '{objective}' on blocks packed for '{blocks.objective}'",
-            why="MLM blocks have borders that causal blocks lack.",
+            why="Blocks of each objective have other borders and separators.",
             fix=f"objective={blocks.objective}",
         )
     return objective, facts if isinstance(facts, TokenizerFacts) else TokenizerFacts.of(facts)
@@ -402,10 +406,23 @@ def _mask(
     )
 
 
-def _mlm_batch(masked: Tensor, labels: Tensor) -> Batch:
+def _cut_spans(
+    input_ids: Tensor, facts: TokenizerFacts, generator: torch.Generator, probability: float
+) -> tuple[Tensor, Tensor]:
+    if facts.end_id is None:
+        raise DataError("the tokenizer lacks an end-of-text token", why="Inputs and targets end with it.")
+    mask = span_mask(*input_ids.shape, generator=generator, probability=probability)
+    return corrupt_spans(input_ids, mask, sentinels=facts.sentinel_ids, end_id=facts.end_id)
+
+
+#: objective -> (blocks, facts, generator, probability) to (what the model reads, labels)
+_CHANGES = {"mlm": _mask, "span": _cut_spans}
+
+
+def _labelled_batch(read: Tensor, labels: Tensor) -> Batch:
     return {
-        "input_ids": masked,
-        "attention_mask": torch.ones_like(masked),
+        "input_ids": read,
+        "attention_mask": torch.ones_like(read),
         "labels": labels,
         "num_items": int((labels != IGNORED).sum()),
     }

@@ -4,7 +4,10 @@ Documents are joined into one long row of tokens, with a separator between two d
 length, so that no computation is spent on padding:
 
 - MLM: ``[CLS] content [SEP]`` with block_size - 2 content tokens; inside, documents are joined by ``[SEP]``;
-- CLM: block_size content tokens; documents are joined by the end-of-text token.
+- CLM: block_size content tokens; documents are joined by the end-of-text token, and begin with the begin-of-text token
+  where the tokenizer itself puts one in front of a text (Llama's does, GPT-2's and Qwen's do not);
+- span (encoder-decoders): block_size content tokens, of which each batch cuts out other spans. Documents follow each
+  other without a token between them: T5 knows none for the middle of an input.
 
 The tail that fills no block is dropped. Blocks are stored under a hash of the texts, the tokenizer and the settings,
 in a folder that appears whole or not at all, and are read by memory map: a corpus larger than memory is fine.
@@ -31,11 +34,12 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from anytune.data.spans import span_counts
 from anytune.errors import DataError, SettingsError
 from anytune.manifests import PARTIAL_PREFIX, caches_written, canonical_json
 
-Objective = Literal["mlm", "clm"]
-OBJECTIVES = ("mlm", "clm")
+Objective = Literal["mlm", "clm", "span"]
+OBJECTIVES = ("mlm", "clm", "span")
 #: Texts handed to the tokenizer at once: enough for its threads, little enough for memory.
 TEXTS_AT_ONCE = 512
 #: A hidden folder older than this was left by a run that was killed.
@@ -56,6 +60,8 @@ class TokenizerFacts:
         mask_id: the mask token, None for causal models.
         special_ids: every special token, ascending: never masked, never a random word.
         vocabulary_size: number of ids, added tokens included.
+        opening_id: what the tokenizer itself puts in front of a text as begin-of-text token, if it does.
+        sentinel_ids: ids of <extra_id_0>, <extra_id_1>, ... in this order (T5 kinds).
     """
 
     begin_id: int | None
@@ -65,6 +71,8 @@ class TokenizerFacts:
     mask_id: int | None
     special_ids: tuple[int, ...]
     vocabulary_size: int
+    opening_id: int | None = None
+    sentinel_ids: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Any) -> TokenizerFacts:
@@ -82,6 +90,8 @@ class TokenizerFacts:
             mask_id=first("mask"),
             special_ids=tuple(sorted({int(token) for token in tokenizer.all_special_ids})),
             vocabulary_size=len(tokenizer),
+            opening_id=_opening(tokenizer),
+            sentinel_ids=_sentinels(tokenizer),
         )
 
     def padding(self) -> int:
@@ -99,12 +109,25 @@ class TokenizerFacts:
         return self.pad_id
 
 
+def _opening(tokenizer: Any) -> int | None:
+    begin = getattr(tokenizer, "bos_token_id", None)
+    ids = tokenizer("a", truncation=False, padding=False)["input_ids"] if begin is not None else []
+    return int(begin) if begin is not None and list(ids[:1]) == [begin] else None
+
+
+def _sentinels(tokenizer: Any) -> tuple[int, ...]:
+    unknown, found = getattr(tokenizer, "unk_token_id", None), []
+    while (token := tokenizer.convert_tokens_to_ids(f"<extra_id_{len(found)}>")) not in (None, unknown):
+        found.append(int(token))
+    return tuple(found)
+
+
 class Blocks:
     """Packed blocks, read lazily.
 
     Attributes:
         block_size: tokens in a block, borders included.
-        objective: "mlm" or "clm".
+        objective: "mlm", "clm" or "span".
         dropped_tokens: content tokens of the tail that filled no block.
         key: hash of the texts, the tokenizer and the settings.
     """
@@ -146,7 +169,7 @@ def pack(
         texts: the documents, in order; empty ones are passed over.
         tokenizer: a transformers tokenizer; its own truncation and padding are switched off.
         block_size: tokens in a block, borders included.
-        objective: "mlm" or "clm".
+        objective: "mlm", "clm" or "span".
         cache: folder for packed blocks; None keeps them in memory.
 
     Raises:
@@ -175,8 +198,10 @@ class _Layout:
     objective: str
     block_size: int
     begin: tuple[int, ...]
-    separator: int
+    separator: int | None
     end: tuple[int, ...]
+    #: put in front of every document
+    opening: tuple[int, ...] = ()
 
     @property
     def content(self) -> int:
@@ -200,7 +225,18 @@ def _layout(facts: TokenizerFacts, block_size: int, objective: str) -> _Layout:
     if objective == "clm":
         if facts.end_id is None:
             raise _lacks("an end-of-text token", "Packed documents are parted by it.")
-        return _Layout(objective, block_size, (), facts.end_id, ())
+        opening = () if facts.opening_id is None else (facts.opening_id,)
+        return _Layout(objective, block_size, (), facts.end_id, (), opening)
+    if objective == "span":
+        if facts.end_id is None:
+            raise _lacks("an end-of-text token", "What the encoder reads and the decoder writes ends with it.")
+        if len(facts.sentinel_ids) < (needed := span_counts(block_size)[1] + 1):
+            raise DataError(
+                f"the tokenizer has {len(facts.sentinel_ids)} sentinels, blocks of {block_size} tokens need {needed}",
+                why="Each span that is cut out leaves a sentinel of its own (<extra_id_0>, <extra_id_1>, ...).",
+                fix="a smaller block_size" if facts.sentinel_ids else "the tokenizer of a T5 base, which has 100",
+            )
+        return _Layout(objective, block_size, (), None, ())
     if facts.mask_id is None:
         raise _lacks("a mask token", "Masked language modelling hides words behind it.", "objective=clm")
     if facts.begin_id is None or facts.separator_id is None:
@@ -212,9 +248,11 @@ def _lacks(what: str, why: str, fix: str = "a tokenizer that has it") -> DataErr
     return DataError(f"the tokenizer lacks {what}", why=why, fix=fix)
 
 
-def _tokens(texts: Sequence[str], tokenizer: Any, separator: int) -> Iterator[np.ndarray]:
+def _tokens(texts: Sequence[str], tokenizer: Any, layout: _Layout) -> Iterator[np.ndarray]:
     """The token row of all documents, separators between them, a piece [tokens, int32] per chunk of texts."""
     remaining, begun = iter(texts), False
+    separator = () if layout.separator is None else (layout.separator,)
+    between = (*separator, *layout.opening)
     while chunk := list(islice(remaining, TEXTS_AT_ONCE)):
         encoded = tokenizer(
             chunk,
@@ -228,9 +266,9 @@ def _tokens(texts: Sequence[str], tokenizer: Any, separator: int) -> Iterator[np
         documents = [ids for ids in encoded if ids]
         if not documents:
             continue
-        joined = chain.from_iterable(chain((separator,), ids) for ids in documents)
+        joined = chain.from_iterable(chain(between, ids) for ids in documents)
         row = np.fromiter(joined, dtype=np.int32)
-        yield row if begun else row[1:]
+        yield row if begun else row[len(separator) :]
         begun = True
 
 
@@ -238,7 +276,7 @@ def _blocks(texts: Sequence[str], tokenizer: Any, layout: _Layout, tail: _Tail) 
     """Full blocks [block_size, int32], one by one; counts what is left over in ``tail``."""
     begin, end = np.array(layout.begin, dtype=np.int32), np.array(layout.end, dtype=np.int32)
     left = np.zeros(0, dtype=np.int32)
-    for row in _tokens(texts, tokenizer, layout.separator):
+    for row in _tokens(texts, tokenizer, layout):
         left = np.concatenate([left, row])
         full = len(left) // layout.content * layout.content
         for start in range(0, full, layout.content):
@@ -265,7 +303,8 @@ def _refuse_nothing(blocks: int, texts: int, tail: _Tail, layout: _Layout) -> No
 def _key(texts: Sequence[str], tokenizer: Any, layout: _Layout) -> str:
     """SHA-256 over everything that decides the blocks."""
     state = hashlib.sha256()
-    state.update(canonical_json([LAYOUT, asdict(layout), tokenizer_identity(tokenizer)]).encode())
+    decides = {name: value for name, value in asdict(layout).items() if name != "opening" or value}
+    state.update(canonical_json([LAYOUT, decides, tokenizer_identity(tokenizer)]).encode())
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
         state.update(len(data).to_bytes(8, "big") + data)

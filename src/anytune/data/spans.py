@@ -1,16 +1,16 @@
 """Span corruption: what an encoder-decoder is pre-trained to write (Raffel et al. 2020, sections 3.1.4 and 3.3.4).
 
 Of the n tokens of a row, ``round(probability * n)`` are cut out, in spans of ``mean_length`` tokens on average. Each
-span leaves one sentinel in its place; the target is the spans, each after its sentinel, and one more sentinel that says
-that nothing follows::
+span leaves one sentinel in its place; the target is the spans, each after its sentinel, and one more sentinel that
+says that nothing follows::
 
     text    Thank you for inviting me to your party last week
     input   Thank you <X> me to your party <Y> week </s>
     target  <X> for inviting <Y> last <Z> </s>
 
-The defaults, 15 % and 3 tokens, are those the paper settled on (section 3.3.4). Choices of ours: all ways to place the
-spans so that no two of them touch are equally likely, the row's first and last token included; so are all ways to share
-the cut-out tokens among the spans.
+The defaults, 15 % and 3 tokens, are those the paper settled on (section 3.3.4). Choices of ours: all ways to place
+the spans so that no two of them touch are equally likely, the row's first and last token included; so are all ways to
+share the cut-out tokens among the spans.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def corrupt_spans(input_ids: Tensor, mask: Tensor, *, sentinels: Sequence[int], 
     spans = int(starts.sum(dim=1).max())
     if spans + 1 > len(sentinels):
         raise DataError(
-            f"{spans} spans are cut out of {input_ids.shape[1]} tokens, and the tokenizer has {len(sentinels)} sentinels",
+            f"{spans} spans are cut out of {input_ids.shape[1]} tokens, and there are {len(sentinels)} sentinels",
             why="Each span leaves its own (<extra_id_0>, <extra_id_1>, ...), and one more ends the target.",
             fix="a smaller block_size",
         )

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from anytune.data.batches import BlockBatches, heldout_batches
 from anytune.data.domains import Domain, load_stream
-from anytune.data.packing import Blocks, pack
+from anytune.data.packing import Blocks, Objective, pack
 from anytune.data.samples import cache_folder
 from anytune.data.separation import overlap
 from anytune.data.tasks import Task
@@ -50,9 +50,7 @@ class PackedDomain:
     heldout: Blocks | None
 
     @classmethod
-    def of(
-        cls, domain: Domain, tokenizer: Any, settings: TrainingSettings, objective: Literal["mlm", "clm"]
-    ) -> PackedDomain:
+    def of(cls, domain: Domain, tokenizer: Any, settings: TrainingSettings, objective: Objective) -> PackedDomain:
         """Tokenise and pack both parts, cached by content."""
         cache = cache_folder() / "blocks"
         whole = pack(domain.texts, tokenizer, settings.block_size, objective=objective, cache=cache)
