@@ -55,8 +55,8 @@ def test_settings_become_one_level_of_plain_values():
 
 
 def test_tensorboard_holds_the_rows(tmp_path):
-    write(Tracking(("tensorboard",), tmp_path).of("run", {"rate": 0.1}), [10, 20])
-    found = read_tensorboard(tmp_path / "tensorboard" / "run")
+    write(Tracking(("tensorboard",), tmp_path).of("run", 0, "0123456789", {"rate": 0.1}), [10, 20])
+    found = read_tensorboard(tmp_path / "tensorboard" / "run-seed0-01234567")
     assert found["train/loss"] == [(10, pytest.approx(0.1)), (20, pytest.approx(0.05))]
     assert found["validation/accuracy"] == [(20, 0.75)]
     assert "validation/loss" not in found
@@ -65,16 +65,16 @@ def test_tensorboard_holds_the_rows(tmp_path):
 
 def test_tensorboard_goes_on_without_doubling(tmp_path):
     runs = Tracking(("tensorboard",), tmp_path)
-    write(runs.of("run", {}), [10, 20, 30])  # killed after step 30, its last checkpoint at 20
-    write(runs.of("run", {}), [30, 40], resume_at=20)
-    found = read_tensorboard(tmp_path / "tensorboard" / "run")
+    write(runs.of("run", 0, "0123456789", {}), [10, 20, 30])  # killed after step 30, its last checkpoint at 20
+    write(runs.of("run", 0, "0123456789", {}), [30, 40], resume_at=20)
+    found = read_tensorboard(tmp_path / "tensorboard" / "run-seed0-01234567")
     assert [step for step, _ in found["train/loss"]] == [10, 20, 30, 40]
 
 
 def test_a_failing_tracker_is_told_of_once_and_costs_nothing(tmp_path):
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     said: list[str] = []
-    run = Tracking(("tensorboard",), tmp_path).of("run", {})
+    run = Tracking(("tensorboard",), tmp_path).of("run", 0, "0123456789", {})
     run.start(0, said.append)
     run.write(kind="train", step=1, loss=1.0)
     run.close()
@@ -94,9 +94,9 @@ from pathlib import Path
 from anytune.engine.tracking import Tracking
 from tests.engine.test_tracking import write
 runs = Tracking(("trackio",), Path(sys.argv[1]))
-write(runs.of("run", {"rate": 0.1}), [10, 20, 30])
-write(runs.of("run", {"rate": 0.1}), [30, 40], resume_at=20)
-write(runs.of("other", {}), [10])
+write(runs.of("run", 0, "0123456789", {"rate": 0.1}), [10, 20, 30])
+write(runs.of("run", 0, "0123456789", {"rate": 0.1}), [30, 40], resume_at=20)
+write(runs.of("other", 0, "0123456789", {}), [10])
 """
 
 
@@ -112,6 +112,6 @@ def test_trackio_is_a_local_file_without_network_or_server(tmp_path):
     with sqlite3.connect(tmp_path / "trackio" / "anytune.db") as database:
         rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY run_name, step").fetchall()
     assert [(name, step) for name, step, _ in rows] == [
-        ("other", 10), ("run", 10), ("run", 20), ("run", 30), ("run", 40),
+        ("other-seed0-01234567", 10), *(("run-seed0-01234567", step) for step in (10, 20, 30, 40)),
     ]  # fmt: skip
     assert json.loads(rows[-1][2])["validation/accuracy"] == 0.75

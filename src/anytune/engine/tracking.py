@@ -48,9 +48,9 @@ class Tracking:
     names: tuple[str, ...]
     folder: Path
 
-    def of(self, run: str, settings: Mapping[str, Any]) -> TrackedRun:
-        """One run of the job: its name, the same when it is resumed, and its settings."""
-        return TrackedRun(self, run, flat(settings))
+    def of(self, name: str, seed: int, key: str, settings: Mapping[str, Any]) -> TrackedRun:
+        """One run of the job, under a name that is its own and the same when it goes on."""
+        return TrackedRun(self, f"{name.replace('/', '-')}-seed{seed}-{key[:8]}", flat(settings))
 
 
 def tracking(log_with: str | Sequence[str] | None, log_dir: str | Path | None = None) -> Tracking | None:

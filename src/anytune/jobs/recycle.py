@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
+from anytune.engine.tracking import tracking
 from anytune.errors import DataError, DeltaError, StoreError, WrongBaseError
+from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_store, open_task
 from anytune.jobs.resuming import Resume, check_resume
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.tune import Source, check_seeds, recipe_of
-from anytune.jobs.tuning import Outdated, TuningPlan, load_delta, tune_all
+from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, load_delta, tune_all
 from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method
@@ -23,6 +27,7 @@ from anytune.models.delta import FullDelta
 from anytune.store import Entry, Store
 
 
+@unwritten
 def recycle(
     delta: Entry | Source,
     base: Base | Entry | Source,
@@ -40,6 +45,9 @@ def recycle(
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     resume: Resume = "auto",
+    log_with: str | Sequence[str] | None = None,
+    log_dir: str | Path | None = None,
+    dry_run: bool = False,
     reporter: Reporter | None = None,
     **columns: Any,
 ) -> list[Entry]:
@@ -56,6 +64,9 @@ def recycle(
         training: default: the settings the delta was tuned with.
         resume: "auto" goes on with a run that was interrupted; "must" is an error where none of the seeds was begun
             before, and names what differs; "never" throws checkpoints away and begins at step 0.
+        log_with: experiment trackers that follow the runs: "tensorboard", "trackio", "wandb" ..., or a list.
+        log_dir: folder of the files that trackers write (default: ``anytune-logs``).
+        dry_run: make nothing; the list holds a :class:`~anytune.jobs.forecast.Forecast` for each run instead.
 
     Returns:
         One store entry per seed.
@@ -65,6 +76,7 @@ def recycle(
             missing task data.
     """
     resume = check_resume(resume)
+    followed = tracking(log_with, log_dir)
     place = open_store(store)
     entry = open_delta(delta, place)
     old = base_of_delta(entry, place, old_base)
@@ -84,7 +96,7 @@ def recycle(
         methods = [*recycle_method, *(registry.parse(tuned_by, "tune") if recycle_method[0].trains else [])]
         plans.append(TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
-            outdated=Outdated(entry, moved_delta, new), keep=keep,
+            outdated=Outdated(entry, moved_delta, new), keep=keep, tracking=followed,
             inherited=inherited_methods(entry.manifest, methods),
             name=name or f"{data.name}-{methods[0].name}-{new.name}",
             tags=dict(tags or {"arm": methods[0].name}),
@@ -92,9 +104,11 @@ def recycle(
                              training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
                              **columns),
         ))  # fmt: skip
-    return tune_all(
-        plans, place, encoded=lambda: EncodedTask.of(data, new, settings.max_length), reporter=reporter, resume=resume
-    )
+    encoded = partial(EncodedTask.of, data, new, settings.max_length)
+    if dry_run:
+        forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
+        return forecasts
+    return tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
 
 
 def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:

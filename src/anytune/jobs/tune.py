@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
+from anytune.engine.tracking import tracking
 from anytune.errors import SettingsError
+from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import fitting, open_base, open_store, open_task
 from anytune.jobs.resuming import Resume, check_resume
 from anytune.jobs.scoring import EncodedTask
-from anytune.jobs.tuning import Outdated, TuningPlan, refuse_untrained, suggested_rate, tune_all
+from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, refuse_untrained, suggested_rate, tune_all
 from anytune.manifests import MethodRecord
 from anytune.methods import registry
 from anytune.models.base import Base
@@ -22,6 +25,7 @@ from anytune.store import Entry, Store
 Source = str | Path
 
 
+@unwritten
 def tune(
     base: Base | Entry | Source,
     task: Task | Source | Mapping[str, Any],
@@ -37,6 +41,9 @@ def tune(
     tags: Mapping[str, str] | None = None,
     start_from: Entry | Source | None = None,
     resume: Resume = "auto",
+    log_with: str | Sequence[str] | None = None,
+    log_dir: str | Path | None = None,
+    dry_run: bool = False,
     reporter: Reporter | None = None,
     **columns: Any,
 ) -> list[Entry]:
@@ -56,6 +63,9 @@ def tune(
             new run from these weights. Weights of another base are for :func:`anytune.recycle`.
         resume: "auto" goes on with a run that was interrupted; "must" is an error where none of the seeds was begun
             before, and names what differs; "never" throws checkpoints away and begins at step 0.
+        log_with: experiment trackers that follow the runs: "tensorboard", "trackio", "wandb" ..., or a list.
+        log_dir: folder of the files that trackers write (default: ``anytune-logs``).
+        dry_run: make nothing; the list holds a :class:`~anytune.jobs.forecast.Forecast` for each run instead.
         columns: ``text``, ``label``, ``metric``, ``kind``, ``validation``, ``test`` ... of :func:`load_task`.
 
     Returns:
@@ -65,6 +75,7 @@ def tune(
         AnytuneError: bad input; nothing is stored then.
     """
     resume = check_resume(resume)
+    followed = tracking(log_with, log_dir)
     place = open_store(store)
     opened = open_base(base, place)
     data = open_task(dict(task) if isinstance(task, Mapping) else task, **columns)
@@ -91,16 +102,18 @@ def tune(
         fresh = registry.parse(method, "tune")
         plans.append(TuningPlan(
             job="tune", base=opened, task=data, settings=settings, seed=seed, keep=keep, start=start,
+            tracking=followed,
             methods=fresh if start is None else methods_after(start, fresh)[0], inherited=inherited,
             name=name or f"{data.name}-{fresh[0].name}-{opened.name}", tags=dict(tags or {"arm": "fresh"}),
             recipe=recipe_of("tune", base=opened, task=data, method=method, training=settings, seeds=[seed],
                              train_size=train_size, per_class=per_class, keep=keep,
                              start_from=start.entry.reference if start else None, **columns),
         ))  # fmt: skip
-    return tune_all(
-        plans, place, encoded=lambda: EncodedTask.of(data, opened, settings.max_length), reporter=reporter,
-        resume=resume,
-    )  # fmt: skip
+    encoded = partial(EncodedTask.of, data, opened, settings.max_length)
+    if dry_run:
+        forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
+        return forecasts
+    return tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:

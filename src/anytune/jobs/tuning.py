@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from anytune.engine.progress import Reporter, Silent
 from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps
+from anytune.engine.tracking import Tracking
 from anytune.errors import DeltaError, MethodError
+from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run
 from anytune.jobs.resuming import Resume, RunIdentity, insist, once
 from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent
@@ -73,6 +77,8 @@ class TuningPlan:
     notes: tuple[str, ...] = ()
     #: methods the outdated weights were made with and that are not run again (their parametrisation is carried along)
     inherited: Sequence[MethodRecord] = ()
+    #: experiment trackers that follow the run
+    tracking: Tracking | None = None
 
     @property
     def trains(self) -> bool:
@@ -118,7 +124,7 @@ def tune_once(
     identity = plan.identity(runtime)
 
     def make(work: Path) -> Entry:
-        return _tune(plan, store, identity.key, work, runtime, encoded, reporter)
+        return _tune(plan, store, identity, work, runtime, encoded, reporter)
 
     return once(store, "delta", identity, make, resume=resume, reporter=reporter, runtime=runtime)
 
@@ -136,18 +142,41 @@ def tune_all(
     Raises:
         TrainingError: ``resume`` is "must" and none of the runs was begun before.
     """
+    reporter = reporter or Silent()
     if resume == "must":
         insist(store, "delta", [plan.identity(plan.runtime()) for plan in plans])
+    if any(not store.find("delta", run=plan.identity(plan.runtime()).key) for plan in plans):
+        announce_precision(plans[0].runtime(), plans[0].settings.precision, reporter)
     shared = functools.cache(encoded)
     return [tune_once(plan, store, encoded=shared, reporter=reporter, resume=resume) for plan in plans]
 
 
-def _tune(
-    plan: TuningPlan, store: Store, key: str, work: Path, runtime: Runtime,
-    make_encoded: Callable[[], EncodedTask] | None, reporter: Reporter,
-) -> Entry:  # fmt: skip
+def forecast_all(plans: Sequence[TuningPlan], store: Store, *, encoded: Callable[[], EncodedTask]) -> list[Forecast]:
+    """What the runs of one command would cost; one is tried, the others differ from it in their seed."""
+    shared = functools.cache(encoded)
+    made: list[Forecast] = []
+    for plan in plans:
+        runtime = plan.runtime()
+        made.append(forecast_run(
+            store, "delta", plan.identity(runtime), runtime, partial(_forecast_prepared, plan, shared, runtime),
+            name=_name(plan), keeps_weights=plan.keep == "weights",
+            like=next((one for one in made if one.trial is not None), None),
+            # the test split is scored once, after the run
+            afterwards=len(plan.task.test) / max(1, len(plan.task.validation)),
+        ))  # fmt: skip
+    return made
+
+
+def _forecast_prepared(
+    plan: TuningPlan, encoded: Callable[[], EncodedTask], runtime: Runtime
+) -> contextlib.AbstractContextManager[Prepared]:
+    return _prepared(plan, encoded(), runtime)
+
+
+@contextlib.contextmanager
+def _prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterator[Prepared]:
+    """The run ready to begin; inside, torch draws from the run's own seed."""
     task, base, settings = plan.task, plan.base, plan.settings
-    encoded = make_encoded() if make_encoded else EncodedTask.of(task, base, settings.max_length)
     batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
     steps = total_steps(settings, batches.batches_per_epoch, world=runtime.world) if plan.trains else 0
     validate = _scorer(plan, encoded, "validation", runtime)
@@ -166,24 +195,44 @@ def _tune(
             model = method.prepare(model, run)
         if plan.start is not None:
             refuse_adapter_on_full(plan.start, model)
+        arguments = {
+            "methods": plan.methods,
+            "objective": objective_for(task.kind, base.anatomy),
+            "batches": batches,
+            "steps": steps,
+            "settings": settings,
+            "learning_rate": learning_rate(plan),
+            "runtime": runtime,
+            "evaluate": lambda current: validate(current, decoded=DECODED_WHILE_TRAINING)[0],
+        }
+        yield Prepared(model, run, arguments, list(head_names))
+
+
+def _tune(
+    plan: TuningPlan, store: Store, identity: RunIdentity, work: Path, runtime: Runtime,
+    make_encoded: Callable[[], EncodedTask] | None, reporter: Reporter,
+) -> Entry:  # fmt: skip
+    encoded = make_encoded() if make_encoded else EncodedTask.of(plan.task, plan.base, plan.settings.max_length)
+    key, tracking = identity.key, plan.tracking
+    with _prepared(plan, encoded, runtime) as ready:
         result = train(
-            model,
-            methods=plan.methods,
-            objective=objective_for(task.kind, base.anatomy),
-            batches=batches,
-            steps=steps,
-            settings=settings,
-            learning_rate=learning_rate(plan),
-            runtime=runtime,
-            evaluate=lambda current: validate(current, decoded=DECODED_WHILE_TRAINING)[0],
+            ready.model,
+            **ready.arguments,
             work=work,
             title=title(plan),
             reporter=reporter,
+            tracked=tracking.of(_name(plan), plan.seed, key, identity.settings) if tracking else None,
         )
+        model = ready.model
         for method in reversed(plan.methods):
-            model = method.finish(model, run)
-    outcome = _Outcome(plan, key, model, list(head_names), result, encoded, runtime, work)
+            model = method.finish(model, ready.run)
+    outcome = _Outcome(plan, key, model, ready.head_names, result, encoded, runtime, work)
     return runtime.first(lambda: outcome.keep(store))
+
+
+def _name(plan: TuningPlan) -> str:
+    """What the artefact is called."""
+    return plan.name or f"{plan.task.name}-{plan.methods[0].name}-{plan.base.name}"
 
 
 def _scorer(plan: TuningPlan, encoded: EncodedTask, split: str, runtime: Runtime) -> Scorer:
@@ -321,7 +370,7 @@ class _Outcome:
         steps = result.steps or settings.steps  # of a run without training: what a run that trains would inherit
         return Manifest(
             kind="delta",
-            name=plan.name or f"{task.name}-{plan.methods[0].name}-{base.name}",
+            name=_name(plan),
             run=self.key,
             base=base.identity,
             parents=parents,
