@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from anytune.data.batches import ExampleBatches, encode_prompts, encode_task, evaluation_batches
-from anytune.data.encoding import first_pieces, frame
+from anytune.data.encoding import encode_words, first_pieces, frame
 from anytune.data.masking import IGNORED
 from anytune.data.tasks import Example
 from anytune.errors import DataError, SettingsError
@@ -136,18 +136,12 @@ def test_sentences_that_leave_no_token_are_refused_by_number():
             encode_task([Example(example[0], None, example[1])], tokenizer, 16, "generation")
 
 
-def test_a_tokenizer_without_offsets_is_refused(gpt_tokenizer):
+def test_a_tokenizer_without_offsets_is_refused():
     class Slow:
-        is_fast, model_input_names, all_special_ids, eos_token_id = False, ("input_ids",), (), 1
-
-        def num_special_tokens_to_add(self, pair):
-            return 0
-
-        def __len__(self):
-            return 3
+        is_fast = False
 
     with pytest.raises(DataError, match="Slow does not say which characters"):
-        encode_task([sentence(["ba"])], Slow(), 16, "token-classification")
+        encode_words([sentence(["ba"])], Slow(), 16, with_types=False, with_labels=True)
 
 
 TEXT = st.lists(st.sampled_from(KNOWN), min_size=1, max_size=7).map(" ".join)
@@ -261,6 +255,12 @@ def test_tokenizers_without_end_of_text_or_padding():
     assert batch["num_items"] == 2 + 4
     with pytest.raises(DataError, match="neither a padding token"):
         encode_task(prompted([("ba", "da")]), causal(mask_token="<mask>"), 16, "generation")
+
+
+def test_a_token_that_no_position_predicts_is_not_counted():
+    batch = encode_task(prompted([("ba", "da de di do du")]), causal(), 4, "generation").batch([0])
+    assert batch["labels"].tolist() == batch["input_ids"].tolist()
+    assert batch["num_items"] == 3
 
 
 def test_segments_are_given_to_no_decoder():

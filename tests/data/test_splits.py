@@ -103,3 +103,17 @@ def test_too_few_rows_are_refused_with_the_numbers():
 def test_fractions_that_leave_nothing_are_refused(validation, test):
     with pytest.raises(SettingsError, match="fraction"):
         splits.split_rows([0, 1] * 9, validation_fraction=validation, test_fraction=test, seed=0)
+
+
+def test_sentences_are_stratified_by_their_rarest_tag():
+    tags = [(0, 0), (0, 1), (1, 0, 0), (0, 2, 1), (0,), (1,)]
+    assert splits.strata_of(tags, "token-classification") == [0, 1, 1, 2, 0, 1]
+    labels = [(0, 1) if place % 20 else (0, 1, 2) for place in range(100)]
+    chosen = splits.choose(splits.strata_of(labels, "token-classification"), 20, "few-shot", 0)
+    assert sum(2 in labels[row] for row in chosen) == 1
+
+
+def test_responses_are_stratified_by_their_length():
+    texts = ["x" * (place + 1) for place in range(50)]
+    assert splits.strata_of(texts, "generation") == [place // 5 for place in range(50)]
+    assert splits.strata_of(["a", "b"], "generation") == [0, 0]

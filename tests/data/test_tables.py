@@ -164,3 +164,43 @@ def test_a_folder_without_training_rows_lists_what_it_holds(tmp_path):
     write(tmp_path / "reviews.csv", "text,label\na,b\n")
     with pytest.raises(DataError, match=r"no train file, but reviews\.csv"):
         folder_files(tmp_path)
+
+
+CONLL = """-DOCSTART- -X- -X- O
+
+EU NNP B-NP B-ORG
+rejects VBZ B-VP O
+
+Peter NNP B-NP B-PER
+"""
+
+
+def test_conll_files_hold_one_word_a_line_and_sentences_between_blank_lines(tmp_path):
+    path = tmp_path / "train.conll"
+    path.write_text(CONLL)
+    table = read_table(path)
+    assert table.columns == {
+        "tokens": [["EU", "rejects"], ["Peter"]],
+        "field 2": [["NNP", "VBZ"], ["NNP"]],
+        "field 3": [["B-NP", "B-VP"], ["B-NP"]],
+        "tags": [["B-ORG", "O"], ["B-PER"]],
+    }
+    assert table.place(1) == f"line 6 of {path}"
+    path.write_text("1 000\tB-NUM\r\n,\tO\r\n  \r\n# \tO")
+    assert read_table(path).columns == {"tokens": [["1 000", ","], ["#"]], "tags": [["B-NUM", "O"], ["O"]]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("EU B-ORG\nrejects\n", r"line 2 of .* has 1 fields, the first has 2: 'rejects'"),
+        ("EU B-ORG\n\nrejects VBZ O\n", r"line 3 of .* has 3 fields, the first has 2"),
+        ("EU\nrejects\n", r"line 1 of .* has 1 fields: 'EU'"),
+        ("-DOCSTART- O\n\n", "has no rows"),
+    ],
+)
+def test_conll_files_that_are_none_name_the_line(tmp_path, text, words):
+    path = tmp_path / "train.conll"
+    path.write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_table(path)
