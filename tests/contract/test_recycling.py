@@ -8,7 +8,7 @@ import torch
 import anytune
 from anytune.data.tasks import load_task
 from anytune.engine.runtime import make_runtime
-from anytune.engine.settings import TrainingSettings, training_settings
+from anytune.engine.settings import RESULTLESS, TrainingSettings, training_settings
 from anytune.jobs.opening import open_base
 from anytune.jobs.tuning import TuningPlan, load_delta
 from anytune.manifests import file_hashes
@@ -19,12 +19,13 @@ from anytune.models.fingerprint import fingerprint_state
 from tests.contract.bench import COMMON, TRAINING, Bench
 
 SETTINGS = {**TRAINING["tune"], **COMMON}
+RESULTLESS_OTHERS = {"checkpoint_every": 5, "checkpoints_kept": 3, "sharding": "fsdp"}
 #: another value for every training setting
 OTHERS = {
     "steps": 9, "epochs": 2.0, "batch_size": 9, "accumulation": 2, "learning_rate": 1e-4, "schedule": "cosine",
     "warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 2.0, "max_length": 48, "block_size": 64,
     "evaluate_every": 5, "evaluate_batch_size": 32, "keep": "last", "mask_probability": 0.2, "precision": "bf16",
-    "checkpoint_every": 5,
+    **RESULTLESS_OTHERS,
 }  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def test_runs_that_differ_in_anything_that_decides_the_result_never_share_a_plac
         *(
             {"settings": training_settings({**SETTINGS, key: value})}
             for key, value in OTHERS.items()
-            if key not in ("checkpoint_every", "precision") and training_settings(SETTINGS).model_dump()[key] != value
+            if key not in (*RESULTLESS, "precision") and training_settings(SETTINGS).model_dump()[key] != value
         ),
     ]
     keys = [plan(bench, **change).identity(make_runtime("fp32")).key for change in changes]
@@ -105,7 +106,7 @@ def test_what_does_not_decide_the_result_does_not_part_runs(bench: Bench):
     key = plan(bench).identity(make_runtime("fp32")).key
     same = [
         {"name": "other"}, {"tags": {"arm": "x"}}, {"notes": ("n",)}, {"recipe": {"job": "tune"}},
-        {"settings": training_settings({**SETTINGS, "checkpoint_every": 5})},
+        *({"settings": training_settings({**SETTINGS, key: RESULTLESS_OTHERS[key]})} for key in RESULTLESS),
     ]  # fmt: skip
     assert [plan(bench, **change).identity(make_runtime("fp32")).key for change in same] == [key] * len(same)
 

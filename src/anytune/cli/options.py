@@ -75,5 +75,26 @@ Training = Annotated[
     ),
 ]
 
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Insist on going on with an interrupted run; an error says what differs.",
+        rich_help_panel=TRAINING,
+    ),
+]  # fmt: skip
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart", help="Throw away an interrupted run's checkpoints; begin at step 0.", rich_help_panel=TRAINING
+    ),
+]
+StartFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DELTA", help="A new run from the weights of this stored delta of the same base.",
+        rich_help_panel=TRAINING,
+    ),
+]  # fmt: skip
+
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.", rich_help_panel=OUTPUT)]

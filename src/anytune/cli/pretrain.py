@@ -48,6 +48,8 @@ def pretrain(
     precision: options.Precision = None,
     evaluate_every: options.EvaluateEvery = None,
     training: options.Training = None,
+    resume: options.Resume = False,
+    restart: options.Restart = False,
     text: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Text column.", rich_help_panel=options.DATA)
     ] = None,
@@ -69,13 +71,15 @@ def pretrain(
         block_size=block_size, precision=precision, evaluate_every=evaluate_every,
     )  # fmt: skip
     columns = values.task_columns(text=text, date=date, limit=limit)
+    going_on = values.resume(resume, restart)
     methods = values.methods(method or ["sequential"], set_ or [])
     from anytune.engine.progress import reporter
     from anytune.jobs.pretrain import pretrain as job
 
     entries = job(
         base, domains, store=store, method=methods, training=settings, seed=seed, names=values.names(names),
-        watch=watch or [], apart_from=apart_from or [], reporter=reporter(quiet), **columns,
+        watch=watch or [], apart_from=apart_from or [], resume=going_on,
+        reporter=reporter(quiet), **columns,
     )  # fmt: skip
     if json:
         show.print_json([show.run_record(entry) for entry in entries])

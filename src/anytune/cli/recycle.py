@@ -42,6 +42,8 @@ def recycle(
     precision: options.Precision = None,
     evaluate_every: options.EvaluateEvery = None,
     training: options.Training = None,
+    resume: options.Resume = False,
+    restart: options.Restart = False,
     text: options.Text = None,
     label: options.Label = None,
     metric: options.Metric = None,
@@ -63,6 +65,7 @@ def recycle(
         "upgraded base", values.placed([("base", base, base_option)])[0], f"anytune recycle {delta} --base NEW_BASE"
     )
     chosen_seeds = values.seeds(seeds)
+    going_on = values.resume(resume, restart)
     methods = values.methods([method, *(tune_with or [])], set_ or [])
     settings = values.training(
         training or [], steps=steps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
@@ -79,7 +82,7 @@ def recycle(
     entries = job(
         delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, old_base=old_base,
         training=settings, seeds=chosen_seeds, train_size=train_size, per_class=per_class, keep=keep, name=name,
-        tags=labels, reporter=reporter(quiet), **columns,
+        tags=labels, resume=going_on, reporter=reporter(quiet), **columns,
     )  # fmt: skip
     if json:
         show.print_json([show.run_record(entry) for entry in entries])

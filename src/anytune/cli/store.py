@@ -24,6 +24,7 @@ def build(**settings: Any) -> typer.Typer:
     app.command("verify")(verify)
     app.command("import")(import_)
     app.command("remove")(remove)
+    app.command("work")(work)
     return app
 
 
@@ -178,6 +179,38 @@ def remove(
     entry = place.get(reference)
     place.remove(entry, force=force)
     print(f"removed {entry.reference}")
+
+
+def work(
+    remove: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Delete this one: the first digits of its key.")
+    ] = None,
+    store: options.Store = None,
+    json: options.Json = False,
+) -> None:
+    """List runs that were interrupted, with how far they came; the same command goes on with one.
+
+    Example: anytune store work --remove 3fa9
+    """
+    from anytune.jobs.resuming import forget, interrupted_runs
+
+    place = opened(store)
+    if remove is not None:
+        gone = forget(place, remove)
+        print(f"removed the work of '{gone.title}' ({gone.place})")
+        return
+    runs = interrupted_runs(place)
+    if json:
+        show.print_json([
+            {"key": run.key, "title": run.title, "step": run.step, "steps": run.steps, "running": run.running,
+             "touched": run.touched, "settings": dict(run.settings)} for run in runs
+        ])  # fmt: skip
+        return
+    if not runs:
+        print("no run is in work")
+        return
+    rows = [[run.key[:12], run.title, run.place, f"{run.age} ago", "running" if run.running else ""] for run in runs]
+    show.print_table(["key", "run", "at", "last checkpoint", ""], rows)
 
 
 def opened(store: str | None, reference: str | None = None) -> Store:

@@ -47,6 +47,9 @@ def tune(
     precision: options.Precision = None,
     evaluate_every: options.EvaluateEvery = None,
     training: options.Training = None,
+    resume: options.Resume = False,
+    restart: options.Restart = False,
+    start_from: options.StartFrom = None,
     text: options.Text = None,
     label: options.Label = None,
     metric: options.Metric = None,
@@ -68,6 +71,7 @@ def tune(
     base = values.needed("base", base, "anytune tune --base sample:bert-tiny --task FILE")
     task = values.needed("task", task, f"anytune tune --base {base} --task FILE")
     chosen_seeds = values.seeds(seeds)
+    going_on = values.resume(resume, restart)
     methods = values.methods(method or ["full"], set_ or [])
     settings = values.training(
         training or [], steps=steps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
@@ -83,7 +87,8 @@ def tune(
 
     entries = job(
         base, task, store=store, method=methods, training=settings, seeds=chosen_seeds or (0,), train_size=train_size,
-        per_class=per_class, keep=keep, name=name, tags=labels, reporter=reporter(quiet), **columns,
+        per_class=per_class, keep=keep, name=name, tags=labels, start_from=start_from,
+        resume=going_on, reporter=reporter(quiet), **columns,
     )  # fmt: skip
     if json:
         show.print_json([show.run_record(entry) for entry in entries])

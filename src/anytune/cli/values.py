@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from anytune.errors import SettingsError
 
@@ -72,6 +72,20 @@ def tags(pairs: Sequence[str]) -> dict[str, str] | None:
 def names(text: str | None) -> list[str] | None:
     """``a,b,c`` as a list."""
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def resume(must: bool, never: bool) -> Literal["auto", "must", "never"]:
+    """``--resume`` and ``--restart`` as the job's ``resume``; neither is "auto".
+
+    Raises:
+        SettingsError: both are given.
+    """
+    if must and never:
+        raise SettingsError(
+            "--resume and --restart", why="One goes on with the interrupted run, the other throws it away.",
+            fix="one of them; without either the same command goes on by itself",
+        )  # fmt: skip
+    return "must" if must else "never" if never else "auto"
 
 
 def task_columns(**given: Any) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from anytune.jobs.recipe_files import parse_seeds
 Method = str | dict[str, Any] | list[str | dict[str, Any]]
 Source = str | dict[str, Any]
 Seeds = Annotated[list[int], BeforeValidator(parse_seeds)]
+#: see :data:`anytune.jobs.resuming.Resume`
+Resume = Literal["auto", "must", "never"]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -60,6 +62,8 @@ class TuneRecipe(TaskColumns):
     store: str | None = None
     method: Method = "full"
     training: dict[str, Any] | None = None
+    resume: Resume = "auto"
+    start_from: str | None = None
     seeds: Seeds | None = None
     train_size: Count | None = None
     per_class: Count | None = None
@@ -79,6 +83,7 @@ class PretrainRecipe(JobRecipe):
     store: str | None = None
     method: Method = "sequential"
     training: dict[str, Any] | None = None
+    resume: Resume = "auto"
     seed: int = 0
     names: list[str] | None = None
     watch: list[Source] = Field(default_factory=list)
@@ -103,6 +108,7 @@ class RecycleRecipe(TaskColumns):
     task: Source | None = None
     old_base: str | None = None
     training: dict[str, Any] | None = None
+    resume: Resume = "auto"
     seeds: Seeds | None = None
     train_size: Count | None = None
     per_class: Count | None = None

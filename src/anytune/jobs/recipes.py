@@ -35,7 +35,19 @@ from anytune.store import Entry
 from anytune.store.names import slug
 
 #: Keys whose values may name files; of these, ``PLACES_TO_WRITE`` always do.
-FILE_KEYS = ("base", "old_base", "delta", "task", "domains", "watch", "apart_from", "validation", "test", "source")
+FILE_KEYS = (
+    "base",
+    "old_base",
+    "delta",
+    "start_from",
+    "task",
+    "domains",
+    "watch",
+    "apart_from",
+    "validation",
+    "test",
+    "source",
+)
 PLACES_TO_WRITE = ("store", "out", "figures")
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
@@ -132,6 +144,9 @@ def _run_job(
         ]
     if len(deltas) == 1:
         arguments["delta"] = deltas[0]
+    start = made.get(slug(arguments["start_from"]), []) if arguments.get("start_from") else []
+    if len(start) == 1:
+        arguments["start_from"] = start[0]
     return function(**arguments)
 
 
