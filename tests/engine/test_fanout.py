@@ -150,7 +150,7 @@ def drive(plan, processes, messages, told):
     work = queue.Queue()
     thread = threading.Thread(target=messages, args=(work, inbox := queue.Queue()), daemon=True)
     thread.start()
-    fanout._drive(plan, work, inbox, processes, "plan", told)
+    fanout._drive(plan, fanout.LocalWorkers(work, inbox, processes), "plan", told)
 
 
 def test_a_dead_worker_is_noticed_though_another_reports_all_the_time(tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_never_more_units_are_handed_out_than_there_are_workers(tmp_path):
 
 def test_a_resumed_unit_counts_the_steps_it_had_made_before():
     inbox = queue.Queue()
-    reporter = fanout._ToParent("u", inbox)
+    reporter = fanout.ToParent("u", inbox.put)
     reporter.start("first run", 10, done=6)
     reporter.step(8, {})
     reporter.step(10, {})

@@ -7,7 +7,6 @@ through the root: training calls the step module through it, and scoring the mod
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -187,8 +186,9 @@ def like(tensor: Tensor, model: Any) -> Tensor:
 class Copies:
     """The step module in DDP: each process has a copy, gradients are averaged while they are computed.
 
-    Some models have weights that a loss does not reach (a pooler). DDP can look for them in every step, which costs
-    a walk through the graph; it is done in the first step, and from then on only if there was one.
+    Some models have weights that a loss does not reach (a pooler). DDP can look for them in every step, which costs a
+    walk through the graph. So the first step is made without DDP, its gradients averaged here; then it is known
+    whether there are any.
 
     Args:
         varying: the loss reaches other weights from step to step, so DDP has to look every time.
@@ -196,42 +196,57 @@ class Copies:
 
     def __init__(self, module: nn.Module, runtime: Runtime, varying: bool) -> None:
         self._module, self._runtime, self._varying = module, runtime, varying
-        self._looking = True
-        self._wrapped = self._wrap()
+        self._wrapped = self._wrap(looking=True) if varying else None
+        self._unreached: set[str] = set()
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                torch.distributed.broadcast(tensor, src=0)
 
-    def _wrap(self) -> nn.Module:
+    def _wrap(self, looking: bool) -> nn.parallel.DistributedDataParallel:
         device = self._runtime.device
         return nn.parallel.DistributedDataParallel(
-            self._module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=self._looking
+            self._module, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=looking
         )
 
     def step(self, batch: Batch) -> Terms:
         """Loss terms of a micro-batch."""
-        terms: Terms = self._wrapped(batch)
+        terms: Terms = (self._wrapped or self._module)(batch)
         return terms
 
     def between(self) -> AbstractContextManager[Any]:
         """Gradients are averaged once a step."""
-        context: AbstractContextManager[Any] = self._wrapped.no_sync()  # type: ignore[operator]
-        return context
+        return nullcontext() if self._wrapped is None else self._wrapped.no_sync()
 
     def settle(self) -> None:
-        """Stop looking if every weight got a gradient; notice one that later has none.
+        """After the first step: average its gradients and hand over to DDP. Later: notice a weight without one.
 
         Raises:
-            MethodError: a weight that had gradients has none: the processes would drift apart.
+            MethodError: a weight that had a gradient in the first step has none: the processes would drift apart.
         """
         if self._varying:
             return
-        lacking = next((name for name, weight in trainable(self._module).items() if weight.grad is None), None)
-        if self._looking and lacking is None:
-            self._looking = False
-            del self._wrapped
-            gc.collect()  # the old one's hooks on the gradients go with it
-            self._wrapped = self._wrap()
-        elif not self._looking and lacking is not None:
-            raise MethodError(
-                f"{lacking.removeprefix('model.')} had a gradient in the first step and has none in this one",
-                why="With several processes the gradients would no longer be averaged, without an error.",
-                fix="a method whose loss reaches other weights from step to step declares 'varying = True'",
-            )
+        if self._wrapped is None:
+            self._unreached = self._average()
+            self._wrapped = self._wrap(looking=bool(self._unreached))
+            return
+        for name, weight in trainable(self._module).items():
+            if weight.grad is None and name not in self._unreached:
+                raise MethodError(
+                    f"{name.removeprefix('model.')} had a gradient in the first step and has none in this one",
+                    why="With several processes the gradients would no longer be averaged, without an error.",
+                    fix="a method whose loss reaches other weights from step to step declares 'varying = True'",
+                )
+
+    @torch.no_grad()
+    def _average(self) -> set[str]:
+        """Average the gradients over the processes; the names of weights that have none in any."""
+        weights = trainable(self._module)
+        reached = torch.tensor([weight.grad is not None for weight in weights.values()], device=self._runtime.device)
+        reached = reached.to(torch.int32)
+        torch.distributed.all_reduce(reached)
+        for weight, count in zip(weights.values(), reached.tolist(), strict=True):
+            if count:
+                weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                weight.grad /= self._runtime.world  # first, as DDP does
+                torch.distributed.all_reduce(weight.grad)
+        return {name for name, count in zip(weights, reached.tolist(), strict=True) if not count}
