@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anytune.engine.hf_trainer import hf_trainer as hf_trainer
     from anytune.jobs.hub import pull as pull
     from anytune.jobs.hub import push as push
+    from anytune.jobs.lm_eval import lm_eval as lm_eval
     from anytune.jobs.load import evaluate as score  # noqa: F401
     from anytune.jobs.load import export as export
     from anytune.jobs.load import load as load
@@ -46,6 +47,7 @@ _HOMES = {
     "score": "anytune.jobs.load",
     "merge": "anytune.jobs.load",
     "export": "anytune.jobs.load",
+    "lm_eval": "anytune.jobs.lm_eval",
     "push": "anytune.jobs.hub",
     "pull": "anytune.jobs.hub",
     "write_report": "anytune.jobs.report",

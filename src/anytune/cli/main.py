@@ -14,6 +14,7 @@ from anytune.cli import (
     demo,
     evaluate,
     export,
+    lm_eval,
     merge,
     methods,
     predict,
@@ -47,6 +48,7 @@ def build(rich_help: bool = False) -> typer.Typer:
     app.command("tune")(tune.tune)
     app.command("recycle")(recycle.recycle)
     app.command("evaluate")(evaluate.evaluate)
+    app.command("lm-eval")(lm_eval.lm_eval)
     app.command("predict")(predict.predict)
     app.command("merge")(merge.merge)
     app.command("export")(export.export)
