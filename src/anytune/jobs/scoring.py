@@ -8,8 +8,8 @@ What is done with a split:
                                  task's metric is exact_match, which needs them
 
 Decoding costs a forward pass per token, so while a run trains only the first ``DECODED_WHILE_TRAINING`` responses are
-decoded; final scores are over the whole split. Exact match is the same at many steps (0 at first), so among steps of
-equal exact match those with the lower perplexity are the better ones.
+decoded; final scores are over the whole split. Exact match and F1 over entities are the same at many steps (0 at
+first), so among steps of equal score the one with the lower loss is the better one.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Scorer:
             outside=names.index("O") if "O" in names else 0,
         )  # fmt: skip
         scores = score(self.task.metric, found.indices, gold, label_names=names)
-        return Evaluation(scores, found.loss, better=next(iter(scores.values()))), found
+        return Evaluation(scores, found.loss, better=_better(scores, found.loss)), found
 
     def _responses(self, model: nn.Module, decoded: int | None) -> tuple[Evaluation, Answers]:
         anatomy = self.base.anatomy
@@ -144,9 +144,12 @@ class Scorer:
         texts = decoding.respond(model, prompts_of(self.encoded, decoded), self.batch_size, self.runtime)
         gold = [str(row.label) for row in self.rows[: len(texts)]]
         scores = score(self.task.metric, texts, gold, mean_loss=mean)
-        hits = round(scores["exact_match"] * len(gold))
-        # exp(-loss) lies in (0, 1]: it only decides between equal numbers of hits
-        return Evaluation(scores, mean, better=hits + 0.5 * float(np.exp(-mean))), Responses(losses, texts)
+        return Evaluation(scores, mean, better=_better(scores, mean)), Responses(losses, texts)
+
+
+def _better(scores: dict[str, float], loss: float) -> float:
+    """The main metric; the loss only decides between equal ones."""
+    return next(iter(scores.values())) + 1e-9 * float(np.exp(-loss))
 
 
 def gold_labels(task: Task, split: str) -> np.ndarray:
