@@ -26,6 +26,7 @@ from anytune.methods.protocol import Run
 from anytune.store import Store
 from anytune.store.names import slug
 
+PENDING = "measured on a stand-in for what an earlier run of this command makes"
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ class Forecast:
     job: str
     name: str
     place: Path
+    seed: int = 0
     state: str = "new"
     done: int = 0
     steps: int = 0
@@ -102,6 +104,7 @@ def forecast_run(
     keeps_weights: bool = True,
     like: Forecast | None = None,
     afterwards: float = 0.0,
+    pending: bool = False,
 ) -> Forecast:
     """The forecast of one run.
 
@@ -110,21 +113,23 @@ def forecast_run(
         keeps_weights: whether what was trained is stored, or scores alone.
         like: a forecast of the same run with another seed, which costs the same.
         afterwards: evaluations made after the run, as a multiple of one made during it.
+        pending: the run needs what an earlier one of the same command makes; another base or delta of the same shape
+            stands for it here, so nothing in the store can be this run.
     """
     place = store.folder / {"base": "bases", "delta": "deltas"}[kind]
     made = Forecast(
-        job=str(identity.decides["job"]), name=slug(name), place=place, precision=runtime.precision,
+        job=str(identity.decides["job"]), name=slug(name), place=place, seed=identity.decides["seed"], precision=runtime.precision,
         precision_reason=runtime.reason, device=runtime.device.type, threads=torch.get_num_threads(),
-        processes=runtime.world,
+        processes=runtime.world, notes=(PENDING,) if pending else (),
     )  # fmt: skip
-    finished = store.find(kind, run=identity.key)
+    finished = [] if pending else store.find(kind, run=identity.key)
     if finished:
         manifest = finished[-1].manifest
         return replace(
             made, state="stored", name=finished[-1].name, place=finished[-1].folder, steps=manifest.steps,
             done=manifest.steps,
         )  # fmt: skip
-    last = newest(store.work_folder(identity.key))
+    last = None if pending else newest(store.work_folder(identity.key))
     if last is not None:
         made = replace(made, state="begun", done=last.step)
     if like is not None and like.trial is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from anytune.engine.progress import Reporter, Silent
 from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps, training_settings
+from anytune.engine.tracking import Tracking, tracking
 from anytune.errors import DataError, SettingsError
+from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run, unwritten
 from anytune.jobs.opening import fitting, open_base, open_domain, open_store, open_task
 from anytune.jobs.resuming import Resume, RunIdentity, check_resume, insist, once
 from anytune.jobs.tune import Source, check_seeds, recipe_of
@@ -61,6 +64,7 @@ class PackedDomain:
         return cls(domain, whole, heldout)
 
 
+@unwritten
 def pretrain(
     base: Base | Entry | Source,
     domains: Domain | Source | Mapping[str, Any] | Sequence[Domain | Source | Mapping[str, Any]],
@@ -74,6 +78,9 @@ def pretrain(
     apart_from: Sequence[Task | Source] = (),
     reporter: Reporter | None = None,
     resume: Resume = "auto",
+    log_with: str | Sequence[str] | None = None,
+    log_dir: str | Path | None = None,
+    dry_run: bool = False,
     **columns: Any,
 ) -> list[Entry]:
     """Pre-train ``base`` on each domain in turn; every stage becomes a base of its own in the store.
@@ -88,6 +95,9 @@ def pretrain(
         training: see :class:`~anytune.engine.settings.TrainingSettings`; ``steps`` counts per domain.
         resume: "auto" goes on with a stage that was interrupted; "must" is an error where the first one was not begun
             before; "never" begins at step 0. (To start a new run from stored weights, name them as ``base``.)
+        log_with: experiment trackers that follow the runs: "tensorboard", "trackio", "wandb" ..., or a list.
+        log_dir: folder of the files that trackers write (default: ``anytune-logs``).
+        dry_run: make nothing; the list holds a :class:`~anytune.jobs.forecast.Forecast` for each stage instead.
         columns: ``text``, ``date``, ``limit`` ... of :func:`load_domain`.
 
     Returns:
@@ -97,6 +107,7 @@ def pretrain(
         AnytuneError: bad input, overlap with a task, names that do not fit; earlier stages stay in the store.
     """
     resume = check_resume(resume)
+    followed = tracking(log_with, log_dir)
     place = open_store(store)
     current = open_base(base, place)
     sources = [domains] if isinstance(domains, str | Path | Domain | Mapping) else list(domains)
@@ -119,17 +130,24 @@ def pretrain(
             made[domain.name] = PackedDomain.of(domain, tokenizer, settings, objective)
         return made[domain.name]
 
-    entries = []
+    entries: list[Any] = []
     for number, domain in enumerate(stream):
         stage = _Stage(
             base=current, domain=domain, watched=watched, packed=packed, settings=settings, seed=seed,
-            methods=registry.parse(method, "pretrain"), overlap=overlaps[domain.name],
+            methods=registry.parse(method, "pretrain"), overlap=overlaps[domain.name], tracking=followed,
             name=names[number] if names else f"{current.name}+{domain.name}",
             recipe=recipe_of("pretrain", base=current, domains=[domain], method=method, training=settings,
                              seed=seed, names=[names[number]] if names else None,
                              watch=[one for one in watched if one is not domain],
                              apart_from=list(apart_from), **columns),
         )  # fmt: skip
+        if dry_run:
+            made_before = number == 0 or entries[-1].state == "stored"
+            entries.append(stage.forecast(place, pending=not made_before))
+            stored = entries[-1].state == "stored"
+            renamed = current.identity.model_copy(update={"name": stage.name})
+            current = open_base(entries[-1].place) if stored else replace(current, identity=renamed)
+            continue
         entry = stage.run(place, reporter or Silent(), resume if number == 0 or resume == "never" else "auto")
         entries.append(entry)
         current = open_base(entry)
@@ -168,6 +186,7 @@ class _Stage:
     name: str
     overlap: dict[str, int]
     recipe: dict[str, Any]
+    tracking: Tracking | None = None
 
     def identity(self, runtime: Runtime) -> RunIdentity:
         """What decides the result: the run key is a hash over it."""
@@ -189,11 +208,35 @@ class _Stage:
         if resume == "must":
             insist(store, "base", [identity])
         return once(
-            store, "base", identity, lambda work: self._make(store, identity.key, work, runtime, reporter),
+            store, "base", identity, lambda work: self._make(store, identity, work, runtime, reporter),
             resume=resume, reporter=reporter, runtime=runtime,
         )  # fmt: skip
 
-    def _make(self, store: Store, key: str, work: Path, runtime: Runtime, reporter: Reporter) -> Entry:
+    def forecast(self, store: Store, *, pending: bool) -> Forecast:
+        """What the stage would cost; ``pending`` if its base is still to be made by the stage before it."""
+        runtime = make_runtime(self.settings.precision, sharding=self.settings.sharding)
+        return forecast_run(
+            store, "base", self.identity(runtime), runtime, lambda: self._prepared(runtime), name=self.name,
+            pending=pending,
+        )  # fmt: skip
+
+    def _make(self, store: Store, identity: RunIdentity, work: Path, runtime: Runtime, reporter: Reporter) -> Entry:
+        announce_precision(runtime, self.settings.precision, reporter)
+        with self._prepared(runtime) as ready:
+            result = train(
+                ready.model, **ready.arguments, work=work, title=f"{self.name}: pre-training on {self.domain.name}",
+                reporter=reporter,
+                tracked=self.tracking.of(self.name, self.seed, identity.key, identity.settings)
+                if self.tracking else None,
+            )  # fmt: skip
+            model = ready.model
+            for method in reversed(self.methods):
+                model = method.finish(model, ready.run)
+        return runtime.first(lambda: self._keep(store, identity.key, model, result, runtime, work))
+
+    @contextlib.contextmanager
+    def _prepared(self, runtime: Runtime) -> Iterator[Prepared]:
+        """The stage ready to begin; inside, torch draws from the run's own seed."""
         settings, base = self.settings, self.base
         tokenizer = base.tokenizer()
         objective = LanguageModelling(base.anatomy)
@@ -222,14 +265,11 @@ class _Stage:
             run = Run(seed=derive_seed(self.seed, "method"), steps=steps, anatomy=base.anatomy)
             for method in self.methods:
                 model = method.prepare(model, run)
-            result = train(
-                model, methods=self.methods, objective=objective, batches=batches, steps=steps, settings=settings,
-                learning_rate=settings.learning_rate or 5e-5, runtime=runtime, evaluate=evaluate, work=work,
-                title=f"{self.name}: pre-training on {self.domain.name}", reporter=reporter,
-            )  # fmt: skip
-            for method in reversed(self.methods):
-                model = method.finish(model, run)
-        return runtime.first(lambda: self._keep(store, key, model, result, runtime, work))
+            yield Prepared(model, run, {
+                "methods": self.methods, "objective": objective, "batches": batches, "steps": steps,
+                "settings": settings, "learning_rate": settings.learning_rate or 5e-5, "runtime": runtime,
+                "evaluate": evaluate,
+            })  # fmt: skip
 
     def _heldout_loss(
         self, model: nn.Module, blocks: Blocks, objective: LanguageModelling, tokenizer: Any, runtime: Runtime
