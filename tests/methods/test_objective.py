@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from anytune.methods.objective import Classification, LanguageModelling, Regression
+from anytune.methods.objective import Classification, Labelled, LanguageModelling, Regression, objective_for
 from anytune.models.base import load_base
 from anytune.models.language_modelling import model_inputs
+from tests.models.kinds import WORDS, make_kind
 
 
 def test_only_inputs_reach_a_model():
@@ -69,3 +71,67 @@ def test_the_language_modelling_loss_is_that_of_the_stock_model(tiny_base):
     objective = LanguageModelling(base.anatomy)
     loss = objective.terms(objective.forward(model, batch), batch)["loss"]
     torch.testing.assert_close(loss, model(**batch).loss, atol=1e-6, rtol=0)
+
+
+def stock_batch(base, kind, rows=6, seed=0):
+    """A padded batch of the kind of task, and the keys the stock model takes."""
+    from anytune.data.batches import encode_task
+    from anytune.data.tasks import Example
+
+    draw = random.Random(seed)
+    examples = []
+    for _ in range(rows):
+        words = tuple(draw.choices(WORDS, k=draw.randint(2, 7)))
+        tags = tuple(draw.randrange(3) for _ in words)
+        response = " ".join(draw.choices(WORDS, k=draw.randint(1, 5)))
+        tagged = kind == "token-classification"
+        examples.append(Example(" ".join(words), None, tags if tagged else response, words if tagged else None))
+    encoded = encode_task(examples, base.tokenizer(), 40, kind, base.anatomy.encoder_decoder)
+    return encoded, encoded.batch(range(rows))
+
+
+CASES = [("bert", "token-classification"), ("gpt2", "token-classification"), ("llama", "token-classification"),
+         ("t5", "token-classification"), ("gpt2", "generation"), ("llama", "generation"), ("t5", "generation"),
+         ("t5-gated", "generation")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_kind", "kind"), CASES)
+def test_losses_of_tags_and_responses_are_those_of_the_stock_model(model_kind, kind, tmp_path):
+    base = load_base(make_kind(model_kind, tmp_path))
+    model, _ = base.task_model(kind, ("O", "B-X", "I-X") if kind == "token-classification" else (), 0)
+    _, batch = stock_batch(base, kind)
+    stock = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    objective = objective_for(kind, base.anatomy)
+    output = objective.forward(model, batch)
+    assert output.logits.shape[0] == batch["num_items"] == len(output.labels)
+    loss = objective.terms(output, batch)["loss"]
+    torch.testing.assert_close(loss, model(**stock).loss, atol=1e-6, rtol=1e-6)
+    mine = torch.autograd.grad(loss, model.get_input_embeddings().weight)[0]
+    theirs = torch.autograd.grad(model(**stock).loss, model.get_input_embeddings().weight)[0]
+    torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("model_kind", "kind"), CASES)
+def test_accumulated_micro_batches_equal_one_batch(model_kind, kind, tmp_path):
+    base = load_base(make_kind(model_kind, tmp_path))
+    names = ("O", "B-X", "I-X") if kind == "token-classification" else ()
+    model, _ = base.task_model(kind, names, 0, torch.float64)
+    encoded, whole = stock_batch(base, kind)
+    objective = objective_for(kind, base.anatomy)
+
+    def gradient(batches):
+        model.zero_grad()
+        for batch in batches:
+            loss = objective.terms(objective.forward(model, batch), batch)["loss"]
+            (loss * batch["num_items"] / whole["num_items"]).backward()
+        return model.get_input_embeddings().weight.grad.clone()
+
+    pieces = [encoded.batch(rows) for rows in ([0], [1, 2], [3, 4, 5])]
+    assert sum(piece["num_items"] for piece in pieces) == whole["num_items"]
+    torch.testing.assert_close(gradient(pieces), gradient([whole]), atol=1e-12, rtol=1e-9)
+
+
+def test_a_batch_without_a_label_gives_a_loss_of_zero():
+    output = Labelled(torch.zeros(0, 3, requires_grad=True), torch.zeros(0, dtype=torch.int64))
+    assert output.loss.item() == 0
+    output.loss.backward()
