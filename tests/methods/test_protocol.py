@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from anytune.errors import MethodError
-from anytune.methods import protocol
-from anytune.methods.protocol import Method, overrides
+from anytune.methods import protocol, registry
+from anytune.methods.protocol import Method, check_kinds, overrides
 from anytune.methods.step import StepModule, total, trainable, upcast
 
 
@@ -108,3 +109,18 @@ def test_trainable_names_what_has_a_gradient():
     model = torch.nn.Linear(1, 1)
     model.bias.requires_grad_(False)
     assert list(trainable(model)) == ["weight"]
+
+
+def test_a_method_that_does_not_claim_a_kind_of_model_is_refused_on_it():
+    @registry.register
+    @dataclass(kw_only=True)
+    class Only(Method):
+        kinds = ("bert", "roberta")
+        kinds_reason = "it reads their segment table"
+
+    check_kinds([Only()], "bert")
+    with pytest.raises(
+        MethodError, match=r"'only' does not work on a base of kind 'gpt2'[\s\S]*bert, roberta: it reads"
+    ):
+        registry.parse([Only()], "tune", "gpt2")
+    assert len(registry.parse([Only()], "tune")) == 1

@@ -134,7 +134,8 @@ def pretrain(
     for number, domain in enumerate(stream):
         stage = _Stage(
             base=current, domain=domain, watched=watched, packed=packed, settings=settings, seed=seed,
-            methods=registry.parse(method, "pretrain"), overlap=overlaps[domain.name], tracking=followed,
+            methods=registry.parse(method, "pretrain", current.anatomy.model_type), overlap=overlaps[domain.name],
+            tracking=followed,
             name=names[number] if names else f"{current.name}+{domain.name}",
             recipe=recipe_of("pretrain", base=current, domains=[domain], method=method, training=settings,
                              seed=seed, names=[names[number]] if names else None,

@@ -92,8 +92,9 @@ def recycle(
     tuned_by = _tune_methods(entry.manifest, tune, moved_delta)
     plans = []
     for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):
-        recycle_method = registry.parse(method, "recycle")
-        methods = [*recycle_method, *(registry.parse(tuned_by, "tune") if recycle_method[0].trains else [])]
+        kind = new.anatomy.model_type
+        recycle_method = registry.parse(method, "recycle", kind)
+        methods = [*recycle_method, *(registry.parse(tuned_by, "tune", kind) if recycle_method[0].trains else [])]
         plans.append(TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
             outdated=Outdated(entry, moved_delta, new), keep=keep, tracking=followed,

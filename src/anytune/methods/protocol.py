@@ -87,6 +87,9 @@ class Method:
     #: settings under which the method equals plain training bit for bit, or None with the reason beside it
     neutral: ClassVar[Mapping[str, Any] | None] = None
     neutral_reason: ClassVar[str] = ""
+    #: the kinds of model it works on (``model_type`` of the anatomy), None for all, with the reason beside it
+    kinds: ClassVar[tuple[str, ...] | None] = None
+    kinds_reason: ClassVar[str] = ""
     #: False for methods that compute on whole weights in their hooks: refused where the weights are split up (FSDP2)
     sharded: ClassVar[bool] = True
     #: True where the loss reaches other weights from step to step (with several processes, DDP then looks each time)
@@ -149,6 +152,21 @@ class Method:
 def overrides(method: Method, hook: str) -> bool:
     """Whether the method defines this hook itself."""
     return getattr(type(method), hook) is not getattr(Method, hook)
+
+
+def check_kinds(methods: Sequence[Method], model_type: str) -> None:
+    """Refuse a method that does not work on a kind of model, before anything is computed.
+
+    Raises:
+        MethodError: names the method, the kind and the kinds it works on.
+    """
+    for method in methods:
+        if method.kinds is not None and model_type not in method.kinds:
+            raise MethodError(
+                f"method '{method.name}' does not work on a base of kind '{model_type}'",
+                why=f"It works on {', '.join(method.kinds)}: {method.kinds_reason or 'so its card says'}.",
+                fix=f"another method, or a base of one of these kinds   (anytune methods {method.name})",
+            )
 
 
 def check_composition(methods: Sequence[Method]) -> None:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from anytune.errors import MethodError, SettingsError, nearest, unknown
 from anytune.manifests import MethodRecord
-from anytune.methods.protocol import Method, Room, check_composition
+from anytune.methods.protocol import Method, Room, check_composition, check_kinds
 
 ROOMS: tuple[str, ...] = get_args(Room)
 _Class = TypeVar("_Class", bound=type[Method])
@@ -154,14 +154,19 @@ def describe(name: str) -> list[Setting]:
     return rows
 
 
-def parse(specifications: str | Sequence[Any] | Mapping[str, Any], room: str | None = None) -> list[Method]:
+def parse(
+    specifications: str | Sequence[Any] | Mapping[str, Any], room: str | None = None, model_type: str | None = None
+) -> list[Method]:
     """Methods from what a recipe or ``--method`` gives.
 
     Accepted: ``"lora"``, ``["full", "llrd"]``, ``{"name": "lora", "r": 8}``, a list that mixes these, and Method
     objects.
 
+    Args:
+        model_type: the kind of model they are for, if it is known.
+
     Raises:
-        MethodError: a method is unknown, or two cannot be combined.
+        MethodError: a method is unknown or not for this kind of model, or two cannot be combined.
         SettingsError: a setting is unknown or outside its limits, or the specification is none of the above.
     """
     if isinstance(specifications, str | Mapping | Method):
@@ -181,4 +186,6 @@ def parse(specifications: str | Sequence[Any] | Mapping[str, Any], room: str | N
                 f"a method is a name or a mapping with 'name', not {one!r}", fix="method: {name: lora, r: 8}"
             )
     check_composition(made)
+    if model_type is not None:
+        check_kinds(made, model_type)
     return made

@@ -7,8 +7,8 @@ Formula: y = W x + b with W fixed and b trained, in every layer; the head is tra
 
 Paper: Ben Zaken, Goldberg, Ravfogel 2022 (BitFit).
 Costs: one forward and one backward per step; optimizer state for about 0.1 % of the weights.
-When not to use it: on bases without biases (Llama kinds), where nothing but the head would be trained: that is an
-error here. With much data, full tuning and LoRA go further.
+When not to use it: on bases without biases (Llama, Qwen3, ModernBERT, T5 kinds), where nothing but the head would be
+trained: that is an error here. With much data, full tuning and LoRA go further.
 Choices of ours: a layer norm's shift counts as a bias, its scale does not; the head counts as a whole.
 """
 
@@ -35,6 +35,8 @@ class BitFit(Method):
 
     neutral = None
     neutral_reason = "freezing the matrices is the method; full tuning is the setting without it"
+    kinds = ("bert", "roberta", "distilbert", "electra", "deberta-v2", "gpt2", "qwen2")
+    kinds_reason = "bases of the other kinds have no bias vectors, so only the head would be trained"
     suggests = {"learning_rate": 1e-3}  # noqa: RUF012
 
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
