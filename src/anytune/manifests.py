@@ -29,6 +29,8 @@ MANIFEST_NAME = "anytune.json"
 METRICS_NAME = "metrics.jsonl"
 FORMAT_VERSION = 1
 PARTIAL_PREFIX = ".partial-"
+#: Far more than any manifest or config needs; a file beyond them is damaged, or meant to exhaust who reads it.
+JSON_BYTES, JSON_DEPTH = 100_000_000, 60
 
 
 class _Record(BaseModel):
@@ -187,6 +189,31 @@ def run_key(**decides: Any) -> str:
     return digest(decides)
 
 
+def load_json(path: Path) -> Any:
+    """The value of a JSON file that may come from anybody.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8, no JSON, larger than ``JSON_BYTES`` or nested deeper than ``JSON_DEPTH``.
+    """
+    size = path.stat().st_size
+    if size > JSON_BYTES:
+        raise ValueError(f"{size:,} bytes, at most {JSON_BYTES:,} are read")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"nested deeper than {JSON_DEPTH}") from None
+    level: list[Any] = [value]
+    for _ in range(JSON_DEPTH):
+        inner: list[Any] = []
+        for one in level:
+            inner.extend(one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
+        level = [one for one in inner if isinstance(one, dict | list)]
+        if not level:
+            return value
+    raise ValueError(f"nested deeper than {JSON_DEPTH}")
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read ``folder/anytune.json``.
 
@@ -195,14 +222,14 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = load_json(path)
     except FileNotFoundError:
         raise StoreError(
             f"{path} does not exist",
             why="Every base and delta carries a manifest; this folder has none.",
             fix="anytune store import FOLDER --base BASE   (adopts a plain PEFT folder)",
         ) from None
-    except (OSError, ValueError, RecursionError) as problem:  # ValueError: no UTF-8, no JSON, 5000-digit numbers
+    except (OSError, ValueError) as problem:  # ValueError: no UTF-8, no JSON, 5000-digit numbers, a bomb
         raise StoreError(f"cannot read {path}: {problem}", why="The manifest is damaged.") from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:

@@ -11,7 +11,6 @@ names, hashes, id and fingerprint are checked before it is adopted.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +34,7 @@ from anytune.jobs.hub_client import (
 )
 from anytune.jobs.model_card import front_matter, model_card
 from anytune.jobs.opening import DEFAULT_STORE, open_base, open_store
-from anytune.manifests import MANIFEST_NAME, METRICS_NAME, Manifest, read_manifest, write_manifest
+from anytune.manifests import MANIFEST_NAME, METRICS_NAME, Manifest, load_json, read_manifest, write_manifest
 from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE, AdapterDelta
 from anytune.models.base import load_base
 from anytune.models.delta_file import read_delta
@@ -430,7 +429,7 @@ def _store_around(reference: Entry | Source, store: Store | Source | None) -> St
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = load_json(path)
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

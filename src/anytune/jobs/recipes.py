@@ -48,7 +48,7 @@ FILE_KEYS = (
     "test",
     "source",
 )
-PLACES_TO_WRITE = ("store", "out", "figures")
+PLACES_TO_WRITE = ("store", "out", "figures", "log_dir")
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
 
@@ -169,6 +169,13 @@ def _of_manifest(folder: Path) -> RecipeText:
     if not manifest.recipe:
         raise SettingsError(
             f"the manifest of '{manifest.name}' holds no recipe", why="It was not made by a job of anytune."
+        )
+    writes = [key for key in PLACES_TO_WRITE if key in manifest.recipe]
+    if writes or "jobs" in manifest.recipe:
+        raise SettingsError(
+            f"the recipe of '{manifest.name}' names {', '.join(writes) or 'jobs'}",
+            why="A recorded recipe makes one artefact again; where to write is said by who runs it.",
+            fix="copy the recipe into a file of your own and read it first",
         )
     home = folder.resolve().parent
     place = {"store": str(home.parent)} if home.name in ("bases", "deltas") else {}

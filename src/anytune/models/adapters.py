@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from anytune import compat
 from anytune.errors import DeltaError
-from anytune.manifests import BaseIdentity
+from anytune.manifests import BaseIdentity, load_json
 from anytune.models import difference as arithmetic
+from anytune.models.adapter_config import harmless
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.finding import HUB_ID
 from anytune.models.weights import write_tensors
@@ -90,10 +91,10 @@ class AdapterDelta:
         """
         folder = Path(folder)
         try:
-            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            config = load_json(folder / CONFIG_FILE)
         except FileNotFoundError:
             raise DeltaError(f"{folder} has no {CONFIG_FILE}", why="It is no PEFT folder.") from None
-        except (OSError, ValueError, RecursionError) as problem:
+        except (OSError, ValueError) as problem:
             raise DeltaError(f"cannot read {folder / CONFIG_FILE}: {problem}", why="The folder is damaged.") from None
         if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
             raise DeltaError(f"{folder / CONFIG_FILE} names no peft_type", why="It is no PEFT config.")
@@ -127,9 +128,10 @@ class AdapterDelta:
         """
         from peft import PeftConfig, get_peft_model
 
+        settings = harmless(self.config, self.tensors.values())
         try:
             with compat.quiet_transformers(), compat.seeded(0):
-                config = PeftConfig.from_peft_type(**self.config)
+                config = PeftConfig.from_peft_type(**settings)
                 # Only a config without inference mode gives trainable parameters; loading weights does not change it.
                 config.inference_mode = not trainable
                 peft_model: Any = get_peft_model(model, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anytune.errors import BaseError, StoreError
-from anytune.manifests import PARTIAL_PREFIX
+from anytune.manifests import PARTIAL_PREFIX, load_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -26,8 +25,8 @@ def read_json(path: Path) -> dict[str, Any]:
         BaseError: unreadable, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as problem:
+        value = load_json(path)
+    except (OSError, ValueError) as problem:
         raise BaseError(f"cannot read {path}: {problem}", why="The model folder is damaged or incomplete.") from None
     if not isinstance(value, dict):
         raise BaseError(f"{path} holds a {type(value).__name__}, not an object", why="The model folder is damaged.")

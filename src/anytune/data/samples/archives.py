@@ -173,9 +173,10 @@ def read_member(archive: Path, pattern: str) -> bytes:
     with archive.open("rb") as handle:
         for name, content in _members(handle, archive.name, (pattern,)):
             safe_path(name)
-            buffer = io.BytesIO()
-            shutil.copyfileobj(content, buffer, _COPY_BYTES)
-            return buffer.getvalue()
+            data = content.read(MAX_TOTAL_BYTES + 1)
+            if len(data) > MAX_TOTAL_BYTES:
+                raise SampleError(f"{name!r} of {archive.name} is larger than {MAX_TOTAL_BYTES:,} bytes")
+            return data
     raise SampleError(f"{archive.name} holds no {pattern}")
 
 
