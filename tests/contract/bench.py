@@ -194,7 +194,7 @@ class Bench:
                 model, methods=methods, objective=objective,
                 batches=Cut(batches, pieces), steps=steps if all(method.trains for method in methods) else 0,
                 settings=options, learning_rate=float(options.learning_rate or 0),
-                runtime=make_runtime(options.precision),
+                runtime=make_runtime(options.precision, sharding=options.sharding),
             )  # fmt: skip
             for method in reversed(methods):
                 model = method.finish(model, run)

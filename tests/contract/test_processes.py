@@ -1,7 +1,12 @@
-"""Two processes (gloo, on CPU) end with equal weights, which are those of one process that accumulates both halves."""
+"""Two processes (gloo, on CPU), with a copy of the weights in each (DDP) and with the weights split up (FSDP2).
+
+They end with equal weights, which are those of one process that accumulates both halves; and they agree on when to
+stop, what is best, and what went wrong. ``in_processes.py`` is what they run.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,58 +15,175 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from anytune.methods import registry
-from tests.contract.bench import TRAINING_METHODS, Bench
-from tests.contract.settings import exercise
+import anytune
+from anytune.engine.runtime import make_runtime
+from anytune.errors import SettingsError
+from anytune.jobs.tuning import load_delta
+from anytune.store import Store
+from tests.contract.bench import Bench
+from tests.contract.in_processes import ALIKE, CUT, folder_name
 
-
-def one_process(names: list[str], bench: Bench, out: Path) -> None:
-    """What each of the processes runs: every method for a few steps in fp64 without dropout."""
-    for name in names:
-        trained = bench.loop(name, precise=True, steps=3)
-        rank = os.environ["RANK"]
-        save_file(
-            {key: value.contiguous() for key, value in trained.after.items()}, out / f"{name.replace('/', '-')}-{rank}"
-        )
-        (out / f"{name.replace('/', '-')}-{rank}.txt").write_text(f"{trained.result.examples} {trained.result.items}")
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+CHECKS = ("loops", "cuts", "errors", "reached", "taken_apart")
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_two_processes_end_with_the_weights_of_one_that_accumulates(bench: Bench, tmp_path):
+@pytest.fixture(scope="module")
+def pair(bench: Bench, tmp_path_factory) -> Path:
+    """The folder in which two processes have left what they found."""
     bench.store("for-processes")
-    names = [name for name in TRAINING_METHODS if not exercise(name).no_accumulation]
+    for name, sharding in CUT:
+        for which in ("cut", "uncut"):
+            bench.store(f"{which}-{folder_name(name, sharding)}")
+    out = tmp_path_factory.mktemp("pair")
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from tests.contract.bench import Bench\n"
-        "from tests.contract.test_processes import one_process\n"
-        "one_process(sys.argv[7].split(','), Bench(*map(Path, sys.argv[1:6])), Path(sys.argv[6]))\n"
-    )
-    places = (bench.base, bench.other, bench.task, bench.domain, bench.folder, tmp_path, ",".join(names))
-    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}
+    places = (bench.base, bench.other, bench.task, bench.domain, bench.folder, out, ",".join(CHECKS))
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, places)],
+            [sys.executable, "-m", "tests.contract.in_processes", *map(str, places)],
             env={**os.environ, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
     try:
-        assert [process.wait(timeout=150) for process in started] == [0, 0]
+        assert [process.wait(timeout=250) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()
-    for name in names:
-        left, right = (load_file(tmp_path / f"{name.replace('/', '-')}-{rank}") for rank in range(2))
-        alone = bench.loop(name, precise=True, steps=3, together=2)
-        assert left.keys() == right.keys() == alone.after.keys()
+    return out
+
+
+def said(pair: Path, check: str) -> tuple[dict, dict]:
+    first, second = (json.loads((pair / f"{check}-{rank}.json").read_text()) for rank in range(2))
+    return first, second
+
+
+def weights(pair: Path, name: str) -> tuple[dict, dict]:
+    first, second = (load_file(pair / f"{name}-{rank}") for rank in range(2))
+    assert first.keys() == second.keys()
+    return first, second
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_processes_end_with_the_weights_of_one_that_accumulates(bench: Bench, pair: Path, name):
+    alone = bench.loop(name, precise=True, steps=3, together=2)
+    for sharding in ("none", "fsdp"):
+        key = folder_name(name, sharding)
+        left, right = weights(pair, key)
+        assert left.keys() == alone.after.keys()
         for found, tensor in alone.after.items():
             assert torch.equal(left[found], right[found]), found
             torch.testing.assert_close(left[found], tensor, rtol=0, atol=1e-12)
-        counts = (tmp_path / f"{name.replace('/', '-')}-0.txt").read_text()
-        assert counts == f"{alone.result.examples} {alone.result.items}"
-        assert registry.get(name).trains
+        for one in said(pair, "loops"):
+            assert one[key] == {"counts": [alone.result.examples, alone.result.items], "plain": True, "hooked": []}
+
+
+def test_split_up_weights_stay_tied_and_in_fp32_under_bf16(pair: Path):
+    assert all(one["tied"] for one in said(pair, "loops"))
+    left, right = weights(pair, "bf16")
+    assert {tensor.dtype for tensor in left.values() if tensor.is_floating_point()} == {torch.float32}
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(("name", "sharding"), CUT)
+def test_a_signal_to_one_process_ends_both_and_the_same_command_ends_in_the_same_bits(bench, pair, name, sharding):
+    key = folder_name(name, sharding)
+    one, other = (found[key] for found in said(pair, "cuts"))
+    assert one == other
+    assert "interrupted at step 2 of 6" in one["said"]  # micro-batches 4 to 7 are those of step 1 (the second)
+    assert one["files"][0] == one["files"][1]
+    assert one["scores"][0] == one["scores"][1]
+    assert one["ids"][0] == one["ids"][2]
+    assert one["environment"] == 2
+    store = Store(bench.folder / f"cut-{key}", create=False)
+    assert len(store.find()) == 2, "the outdated delta, and this run once"
+    store.verify(store.get(one["references"][0]))
+    assert not any((store.folder / ".work").iterdir())
+
+
+@pytest.mark.parametrize("method", ["tune/lora", "tune/full"])
+def test_a_delta_made_in_parts_answers_in_one_process(bench: Bench, pair: Path, method):
+    key = folder_name(method, "fsdp")
+    reference = said(pair, "cuts")[0][key]["references"][0]
+    entry = Store(bench.folder / f"cut-{key}", create=False).get(reference)
+    model, _tokenizer = anytune.load(entry.folder, base=bench.base)  # checks the stored probe
+    assert load_delta(entry) is not None
+    assert all(type(parameter) is torch.nn.Parameter for parameter in model.parameters())
+
+
+def test_what_process_0_raises_all_raise_and_methods_that_need_whole_weights_are_refused(pair: Path):
+    one, other = said(pair, "errors")
+    assert one["first"] == other["first"] == ["DataError", "no rows", "another file"]
+    assert one["bug"] == ["ZeroDivisionError", "a bug", ""]
+    assert other["bug"] == ["TrainingError", "process 0 failed: ZeroDivisionError: a bug", ""]
+    assert one["value"] == other["value"] == 0
+    assert one["gathered"] == other["gathered"] == [0, 1]
+    assert one["mean"] == other["mean"] == 0.5
+    assert one["refused"] == other["refused"]
+    assert one["refused"][:2] == ["MethodError", "method 'whole' cannot run with sharding=fsdp"]
+
+
+def test_a_loss_that_is_not_finite_on_one_process_ends_both_with_the_same_error(pair: Path):
+    one, other = said(pair, "errors")
+    assert one["not finite"] == other["not finite"]
+    assert one["not finite"][0] == "TrainingError"
+    assert "the loss is nan at step 3" in one["not finite"][1]
+
+
+def test_a_weight_that_a_loss_no_longer_reaches_is_an_error_unless_declared(pair: Path):
+    one, other = said(pair, "errors")
+    assert one["varying"] == other["varying"]
+    assert one["varying"][:2] == [
+        "MethodError",
+        "outer.bias had a gradient in the first step and has none in this one",
+    ]
+    assert "varying = True" in one["varying"][2]
+    for name in ("lonely", "declared"):
+        left, right = weights(pair, name)
+        assert all(torch.equal(left[key], right[key]) for key in left), name
+
+
+def test_process_0_says_which_weights_are_best_and_dropout_differs_between_processes(pair: Path):
+    one, other = said(pair, "reached")
+    assert one["best_step"] == other["best_step"] == 2
+    left, right = weights(pair, "best")
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert one["drawn"] != other["drawn"]
+
+
+def test_a_weight_that_is_whole_though_it_should_be_split_up_is_an_error(pair: Path):
+    for found in said(pair, "taken_apart"):
+        assert found["noticed"][0] == "TrainingError"
+        assert "first classifier.bias" in found["noticed"][1]
+        assert 0.4 < found["share"] < 0.6
+        assert found["same"]
+
+
+# ---------------------------------------------------------------- what cannot be had
+
+
+def test_accelerates_fsdp_without_a_gpu_is_an_error_and_so_is_sharding_alone(monkeypatch):
+    with pytest.raises(SettingsError, match="there is one process") as caught:
+        make_runtime("fp32", sharding="fsdp")
+    assert "torchrun" in caught.value.fix
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="there is no GPU") as caught:
+        make_runtime("fp32")
+    assert "sharding=fsdp" in caught.value.fix
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SettingsError, match="version 1"):
+        make_runtime("fp32")
+
+
+def test_a_launcher_that_started_one_process_though_asked_for_several_is_an_error(monkeypatch):
+    """``accelerate launch --cpu --num_processes 2`` leaves just these variables."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(SettingsError, match="asked for several processes and started one") as caught:
+        make_runtime("fp32")
+    assert "torchrun" in caught.value.fix
