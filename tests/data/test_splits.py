@@ -108,6 +108,8 @@ def test_fractions_that_leave_nothing_are_refused(validation, test):
 def test_sentences_are_stratified_by_their_rarest_tag():
     tags = [(0, 0), (0, 1), (1, 0, 0), (0, 2, 1), (0,), (1,)]
     assert splits.strata_of(tags, "token-classification") == [0, 1, 1, 2, 0, 1]
+    # sentences count, not words
+    assert splits.strata_of([(1, 1, 1, 0), (0,)], "token-classification") == [1, 0]
     labels = [(0, 1) if place % 20 else (0, 1, 2) for place in range(100)]
     chosen = splits.choose(splits.strata_of(labels, "token-classification"), 20, "few-shot", 0)
     assert sum(2 in labels[row] for row in chosen) == 1

@@ -68,6 +68,7 @@ def test_chosen_names_stay_in_their_order_and_number_the_tags():
     assert names == ("O", "B-X", "I-X")
     assert tag_indices(tagged([["a", "b"]], [[2, "B-X"]]), names) == [(2, 1)]
     assert tag_indices(tagged([["a", "b"]], [[5, 7]]), ("5", "7")) == [(0, 1)]
+    assert tag_indices(tagged([["a", "b"]], [[1, 0]]), ("1", "0")) == [(0, 1)]  # names, though they are numbers
     with pytest.raises(SettingsError, match="At least two"):
         tag_names([["O"]], ["O", "O"])
 
