@@ -1,0 +1,153 @@
+"""Every registered method on every kind of model it claims, through the jobs a user calls.
+
+A few steps on a tiny random base of the kind: it trains, what is stored answers as it did, and the delta lands on an
+upgraded base of the same kind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import anytune
+from anytune.errors import AnytuneError, MethodError
+from anytune.jobs.tuning import load_delta
+from anytune.methods import registry
+from anytune.models.adapters import AdapterDelta
+from anytune.models.base import load_base
+from anytune.store import Entry, Store
+from tests.contract.settings import exercise
+from tests.models.kinds import KINDS, VARIANTS, make_kind
+
+ALL = (*KINDS, *VARIANTS)
+ROOMS = {room: registry.names(room) for room in ("pretrain", "tune", "recycle")}
+COMMON = {"precision": "fp32", "batch_size": 8, "learning_rate": 3e-3, "schedule": "constant", "keep": "last"}
+PRETRAIN = {**COMMON, "steps": 4, "block_size": 32}
+TUNE = {**COMMON, "steps": 3, "max_length": 24}
+
+
+class Shelf:
+    """A base of a kind, its upgrade, and deltas tuned on it, each made when first asked for."""
+
+    def __init__(self, kind: str, folder: Path, task: Path, domain: Path) -> None:
+        self.kind, self.task, self.domain = kind, task, domain
+        self.base = make_kind(kind, folder / "base")
+        self.store = Store(folder / "store")
+        self._made: dict[str, Entry] = {}
+
+    @property
+    def model_type(self) -> str:
+        return VARIANTS.get(self.kind, self.kind)
+
+    def pretrained(self, method: str = "pretrain/sequential") -> Entry:
+        if method not in self._made:
+            [self._made[method]] = anytune.pretrain(
+                self.base, self.domain, store=self.store, method=spelled(method), training=PRETRAIN,
+                names=[method.replace("/", "-")],
+            )  # fmt: skip
+        return self._made[method]
+
+    def tuned(self, method: str = "tune/full") -> Entry:
+        if method not in self._made:
+            [self._made[method]] = anytune.tune(
+                self.base, self.task, store=self.store, method=spelled(method), training=TUNE,
+                name=method.replace("/", "-"),
+            )  # fmt: skip
+        return self._made[method]
+
+
+def spelled(method: str) -> dict:
+    return {"name": method.split("/")[1], **exercise(method).settings}
+
+
+def claims(method: str, kind: str) -> bool:
+    kinds = registry.get(method).kinds
+    return kinds is None or VARIANTS.get(kind, kind) in kinds
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory, tiny_task, tiny_domain):
+    made: dict[str, Shelf] = {}
+
+    def get(kind: str) -> Shelf:
+        if kind not in made:
+            made[kind] = Shelf(kind, tmp_path_factory.mktemp(kind), tiny_task, tiny_domain)
+        return made[kind]
+
+    return get
+
+
+def claimed(room: str) -> list:
+    return [pytest.param(kind, method, id=f"{kind}-{method.split('/')[1]}")
+            for kind in ALL for method in ROOMS[room] if claims(method, kind)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "method"), claimed("pretrain"))
+def test_it_pretrains_and_the_new_base_is_one_of_the_kind(kind, method, shelf):
+    entry = shelf(kind).pretrained(method)
+    before, after = entry.manifest.curve[0].loss, entry.manifest.curve[-1].loss
+    assert after < before
+    old, new = load_base(shelf(kind).base), load_base(entry.folder)
+    assert new.identity.backbone == entry.manifest.base.backbone != old.identity.backbone
+    assert (new.identity.vocabulary, new.identity.config) == (old.identity.vocabulary, old.identity.config)
+    assert {name: old.tensors()[name].shape for name in old.tensors()} == {
+        name: new.tensors()[name].shape for name in new.tensors()
+    }
+    assert new.pretraining_model()[1] == []
+
+
+@pytest.mark.parametrize(("kind", "method"), claimed("tune"))
+def test_it_tunes_and_what_is_stored_answers_the_same(kind, method, shelf):
+    entry = shelf(kind).tuned(method)
+    moved = load_delta(entry)
+    if isinstance(moved, AdapterDelta):
+        assert any(name.endswith("lora_B.weight") and tensor.any() for name, tensor in moved.tensors.items())
+    else:
+        assert moved.difference
+    # load() asks the stored probe again
+    assert anytune.score(entry, shelf(kind).task, store=shelf(kind).store) == entry.manifest.scores["test"]
+    texts = ["the cat was near", "oakleaf", "old slaterock and some moss under the fern by a bearpaw"]
+    together = anytune.predict(entry, texts, store=shelf(kind).store)
+    alone = [anytune.predict(entry, [text], store=shelf(kind).store)[0] for text in texts[:1]]
+    for one, other in zip(together, alone, strict=False):  # padding changes nothing
+        assert one["label"] == other["label"]
+        assert abs(one["probability"] - other["probability"]) < 1e-5
+
+
+@pytest.mark.parametrize(("kind", "method"), claimed("recycle"))
+def test_a_delta_lands_on_an_upgrade_of_its_kind(kind, method, shelf):
+    place = shelf(kind)
+    upgrade = place.pretrained()
+    for tuned in ("tune/full", "tune/lora"):
+        old = place.tuned(tuned)
+        [entry] = anytune.recycle(
+            old, upgrade, store=place.store, method=spelled(method), task=place.task, training={"steps": 2},
+            name=f"{method}-{tuned}".replace("/", "-"),
+        )  # fmt: skip
+        assert entry.manifest.base.backbone == upgrade.manifest.base.backbone
+        model, _ = anytune.load(entry, store=place.store)
+        before, _ = anytune.load(old, store=place.store)
+        words = load_base(upgrade.folder).anatomy
+        table = words.backbone(model).get_parameter(words.word_embeddings)
+        outdated = words.backbone(before).get_parameter(words.word_embeddings)
+        assert table.shape == outdated.shape
+        assert not torch.equal(table, outdated)
+
+
+REFUSED = [pytest.param(kind, method, id=f"{kind}-{method.split('/')[1]}")
+           for kind in ALL for method in ROOMS["tune"] if not claims(method, kind)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "method"), REFUSED)
+def test_a_kind_that_a_method_does_not_claim_is_refused_before_anything_is_computed(kind, method, shelf):
+    place = shelf(kind)
+    with pytest.raises(MethodError, match=f"does not work on a base of kind '{place.model_type}'"):
+        anytune.tune(place.base, place.task, store=place.store, method=spelled(method), training=TUNE)
+
+
+def test_a_delta_of_one_kind_is_not_put_onto_another(shelf):
+    old = shelf("bert").tuned()
+    with pytest.raises(AnytuneError, match=r"word|tensor|shape"):
+        anytune.recycle(old, shelf("electra").base, store=shelf("bert").store, task=shelf("bert").task)
