@@ -48,12 +48,14 @@ def test_tune_hands_every_option_to_the_job(cli, monkeypatch):
         "--learning-rate", "1e-4", "--max-length", "32", "--precision", "fp32", "--evaluate-every", "3", "--training",
         "warmup=1e-1", "--text", "a,b", "--label", "l", "--metric", "macro_f1", "--kind", "classification",
         "--validation", "v.csv", "--test", "w.csv", "--limit", "9", "--label-names", "x,y", "--train-size", "8",
-        "--per-class", "2", "--quiet",
+        "--per-class", "2", "--start-from", "d", "--resume", "--quiet", "--log-with", "tensorboard", "--log-with",
+        "trackio", "--log-dir", "l",
     )  # fmt: skip
     assert type(given.pop("reporter")).__name__ == "Silent"
     assert given == {
         "base": "b", "task": "t.csv", "seeds": [3, 1], "store": "s", "name": "n", "keep": "scores",
-        "tags": {"arm": "x"}, "train_size": 8, "per_class": 2, "text": "a,b", "label": "l", "metric": "macro_f1",
+        "tags": {"arm": "x"}, "start_from": "d", "resume": "must", "train_size": 8, "per_class": 2, "text": "a,b",
+        "label": "l", "metric": "macro_f1", "log_with": ["tensorboard", "trackio"], "log_dir": "l", "dry_run": False,
         "kind": "classification", "validation": "v.csv", "test": "w.csv", "limit": 9, "label_names": ["x", "y"],
         "method": [{"name": "lora", "settings": {"r": 4}}, {"name": "llrd", "settings": {}}],
         "training": {"steps": 7, "epochs": 1.5, "batch_size": 4, "learning_rate": 1e-4, "max_length": 32,
@@ -71,13 +73,14 @@ def test_recycle_hands_every_option_to_the_job(cli, monkeypatch):
     monkeypatch.setattr("anytune.jobs.recycle.recycle", job)
     cli(
         "recycle", "d", "--base", "v1", "--task", "t.csv", "--method", "initialize", "--tune", "full", "--set",
-        "full.x=1", "--old-base", "v0", "--steps", "7", "--quiet",
+        "full.x=1", "--old-base", "v0", "--steps", "7", "--restart", "--quiet",
     )  # fmt: skip
     del given["reporter"]
     assert given == {
         "delta": "d", "base": "v1", "task": "t.csv", "method": {"name": "initialize", "settings": {}},
         "tune": [{"name": "full", "settings": {"x": 1}}], "old_base": "v0", "training": {"steps": 7}, "store": None,
         "seeds": None, "name": None, "keep": "weights", "tags": None, "train_size": None, "per_class": None,
+        "resume": "never", "log_with": None, "log_dir": None, "dry_run": False,
     }  # fmt: skip
 
 

@@ -229,7 +229,10 @@ def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, tiny_base, tin
     said = []
     for _ in range(2):
         with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-            line = run.stderr.readline()  # the run's title: training begins
+            line = run.stderr.readline()
+            begun = line
+            while " steps" not in begun:  # the run's title: training begins
+                begun = run.stderr.readline()
             time.sleep(1.5)
             run.send_signal(number)
             out, rest = run.communicate(timeout=60)
