@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from anytune.cli.show import printable
 from anytune.engine.processes import first_to_speak, launched
 from anytune.errors import AnytuneError, SettingsError
 
@@ -89,11 +90,11 @@ def _say(text: str) -> None:
 
 def show_error(problem: AnytuneError) -> None:
     """Three parts on stderr: what is wrong, why it matters, what to try."""
-    lines = [f"{_colour('error:', 31)} {_printable(problem.what)}"]
+    lines = [f"{_colour('error:', 31)} {printable(problem.what)}"]
     if problem.why:
-        lines.append(_printable(problem.why))
+        lines.append(printable(problem.why))
     if problem.fix:
-        lines.append(f"{_colour('try:', 36)} {_printable(problem.fix)}")
+        lines.append(f"{_colour('try:', 36)} {printable(problem.fix)}")
     _say("\n".join(lines))
 
 
@@ -103,7 +104,7 @@ def show_bug(problem: BaseException, *, with_traceback: bool) -> None:
         _say("".join(traceback.format_exception(problem)).rstrip())
     said = " ".join(f"{type(problem).__name__}: {problem}".split())
     advice = "this is a bug in anytune" + ("" if with_traceback else f"; rerun with {FLAG}")
-    _say(f"{_colour('error:', 31)} {_printable(said)} ({advice})")
+    _say(f"{_colour('error:', 31)} {printable(said)} ({advice})")
 
 
 def is_interruption(problem: BaseException) -> bool:
@@ -115,7 +116,7 @@ def is_interruption(problem: BaseException) -> bool:
 
 def interrupted(where: str = "") -> int:
     """Say that the run was interrupted and can go on; the exit code."""
-    said = f"{INTERRUPTED} ({_printable(where)})" if where else INTERRUPTED
+    said = f"{INTERRUPTED} ({printable(where)})" if where else INTERRUPTED
     _say(f"\n{said}" if sys.stderr.isatty() else said)
     return 2
 
@@ -130,8 +131,3 @@ def hang_up() -> int:
 def _colour(word: str, code: int) -> str:
     plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ
     return word if plain else f"\x1b[1;{code}m{word}\x1b[0m"
-
-
-def _printable(text: str) -> str:
-    """Control characters written out: texts of a data file must not steer the terminal."""
-    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)

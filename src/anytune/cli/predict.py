@@ -58,7 +58,7 @@ def predict(
             show.print_json_line({**({} if "words" in answer else pair), **answer})
         return
     if "tags" in answers[0]:
-        print("\n\n".join(_tagged(answer) for answer in answers))
+        show.say("\n\n".join(_tagged(answer) for answer in answers))
         return
     if "response" in answers[0]:
         print(

@@ -33,8 +33,10 @@ def pull(
     if json:
         show.print_json(show.run_record(entry))
         return
-    print(entry.reference)
+    show.say(entry.reference)
     following = (
-        show.predicting(entry) if entry.manifest.kind == "delta" else f"anytune tune {entry.reference} TASK.csv"
+        show.predicting(entry)
+        if entry.manifest.kind == "delta"
+        else f"anytune tune {show.quoted(entry.reference)} TASK.csv"
     )
-    print(f"\nnext: {following}{show.in_store(store)}")
+    show.say(f"\nnext: {following}{show.in_store(store)}")

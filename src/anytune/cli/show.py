@@ -14,12 +14,22 @@ if TYPE_CHECKING:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; NaN, which JSON lacks, becomes null."""
-    print(json.dumps(_finite(value), indent=1, ensure_ascii=False))
+    print(_escaped(json.dumps(_finite(value), indent=1, ensure_ascii=False)))
 
 
 def print_json_line(value: Any) -> None:
     """One JSON object on a line."""
-    print(json.dumps(_finite(value), ensure_ascii=False))
+    print(_escaped(json.dumps(_finite(value), ensure_ascii=False)))
+
+
+def say(text: str, file: Any = None) -> None:
+    """Print words that may come from a manifest or a file name, which must not steer the terminal."""
+    print(printable(text), file=file)
+
+
+def printable(text: str) -> str:
+    """Control characters written out (an escape sequence, a right-to-left mark); line ends and tabs stay."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -104,7 +114,7 @@ def print_runs(entries: Sequence[Entry]) -> None:
         row[4] = None if row[4] is None else f"{row[4]:.1f}"
     print_table(["seed", f"validation {metric}", "test", "steps", "seconds", "reference"], rows)
     for note in dict.fromkeys(note for entry in entries for note in entry.manifest.notes):
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", file=sys.stderr)
 
 
 def print_bases(entries: Sequence[Entry]) -> None:
@@ -145,6 +155,13 @@ def quoted(word: str) -> str:
     return shlex.quote(word)
 
 
+def _escaped(document: str) -> str:
+    """The same JSON with every character that steers a terminal as an escape; such stand only inside strings."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else json.dumps(letter)[1:-1] for letter in document
+    )
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return sum(present) / len(present) if len(present) == len(values) else None
@@ -170,5 +187,5 @@ def predicting(entry: Any) -> str:
     """The command that predicts with a delta, for single texts or for pairs as it was tuned."""
     columns = entry.manifest.task.text_columns if entry.manifest.task else []
     if len(columns) == 2:
-        return f"anytune predict {entry.reference} --file FILE --text {','.join(columns)}"
-    return f'anytune predict {entry.reference} "some text"'
+        return f"anytune predict {quoted(entry.reference)} --file FILE --text {quoted(','.join(columns))}"
+    return f'anytune predict {quoted(entry.reference)} "some text"'

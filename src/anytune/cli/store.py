@@ -54,7 +54,7 @@ def list_(
     found = place.find(kind, task=task, base=base, method=method, seed=seed, tags=values.tags(tag or []), score=score)
     rows = describe.rows(found)
     for folder, problem in place.problems():
-        print(f"warning: {folder.name}: {problem.splitlines()[0]}", file=sys.stderr)
+        show.say(f"warning: {folder.name}: {problem.splitlines()[0]}", file=sys.stderr)
     if json:
         show.print_json(rows)
         return
@@ -84,7 +84,7 @@ def show_one(reference: Reference, store: options.Store = None, json: options.Js
             {"reference": entry.reference, "manifest": manifest, "lineage": parents, "whole": whole, "files": state}
         )
     else:
-        print(lineage_tree(place, entry))
+        show.say(lineage_tree(place, entry))
         print()
         _print_facts(entry, state)
     if not whole:
@@ -109,9 +109,9 @@ def verify(
         except StoreError as problem:
             bad[entry.reference] = problem.what
         else:
-            print(f"whole    {entry.reference}")
+            show.say(f"whole    {entry.reference}")
     for name, problem_text in bad.items():
-        print(f"damaged  {name}: {problem_text.splitlines()[0]}")
+        show.say(f"damaged  {name}: {problem_text.splitlines()[0]}")
     if bad:
         raise typer.Exit(2)
 
@@ -145,9 +145,9 @@ def import_(
 
     def tell(path: Path, result: Entry | AnytuneError) -> None:
         if isinstance(result, AnytuneError):
-            print(f"not adopted: {path.name}: {result.what}", file=sys.stderr)
+            show.say(f"not adopted: {path.name}: {result.what}", file=sys.stderr)
         else:
-            print(f"adopted: {path.name}", file=sys.stderr)
+            show.say(f"adopted: {path.name}", file=sys.stderr)
 
     if kind is not None and kind not in KINDS:
         raise unknown("kind of task", kind, KINDS, StoreError)
@@ -165,8 +165,8 @@ def import_(
     ]
     show.print_table(["reference", "kind", "labels"], [[*row[:2], row[2] or None] for row in rows])
     for note in dict.fromkeys(note for entry in entries for note in entry.manifest.notes if "--kind" in note):
-        print(f"note: {note}", file=sys.stderr)
-    print(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")
+        show.say(f"note: {note}", file=sys.stderr)
+    show.say(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")
 
 
 def remove(
@@ -178,7 +178,7 @@ def remove(
     place = opened(store)
     entry = place.get(reference)
     place.remove(entry, force=force)
-    print(f"removed {entry.reference}")
+    show.say(f"removed {entry.reference}")
 
 
 def work(
@@ -197,7 +197,7 @@ def work(
     place = opened(store)
     if remove is not None:
         gone = forget(place, remove)
-        print(f"removed the work of '{gone.title}' ({gone.place})")
+        show.say(f"removed the work of '{gone.title}' ({gone.place})")
         return
     runs = interrupted_runs(place)
     if json:
@@ -241,11 +241,11 @@ def _print_facts(entry: Entry, state: str) -> None:
     width = max(map(len, facts))
     for key, value in facts.items():
         if value not in (None, ""):
-            print(f"{key:<{width}}  {show.cell(value)}")
+            show.say(f"{' '.join(key.split()):<{width}}  {show.cell(value)}")
     if manifest.recipe:
         import json
 
-        print(f"{'recipe':<{width}}  {json.dumps(manifest.recipe, ensure_ascii=False)}")
+        show.say(f"{'recipe':<{width}}  {json.dumps(manifest.recipe, ensure_ascii=False)}")
         local = [key for key in ("base", "task") if ":" not in str(manifest.recipe.get(key, ":"))]
         missing = "".join(f" {key}={'FOLDER' if key == 'base' else 'FILE'}" for key in local)
-        print(f"\nnext: anytune run {entry.reference}{missing}   (makes it again)")
+        show.say(f"\nnext: anytune run {show.quoted(entry.reference)}{missing}   (makes it again)")
