@@ -290,6 +290,7 @@ def make_lora(
                 lora_alpha=alpha,  # type: ignore[arg-type]  # a fraction works as well
                 lora_dropout=dropout,
                 target_modules=chosen,
+                fan_in_fan_out=anatomy_of(model).transposed,
                 modules_to_save=head_modules(model, head_names) or None,
                 **settings,
             )
