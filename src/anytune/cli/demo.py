@@ -19,7 +19,8 @@ def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Under 90 seconds: fewer steps and seeds.")] = False,
     folder: Annotated[str, typer.Option(help="Where store and page go.")] = "anytune-demo",
     seeds: options.Seeds = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes to spread the runs over.")] = None,
+    workers: options.Workers = None,
+    fan_out: options.FanOut = "processes",
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,
     quiet: options.Quiet = False,
 ) -> None:
@@ -33,7 +34,9 @@ def demo(
     from anytune.engine.progress import reporter
     from anytune.jobs.demo import demo as job
 
-    page = job(model=model, fast=fast, folder=folder, seeds=chosen, workers=workers, reporter=reporter(quiet))
+    page = job(
+        model=model, fast=fast, folder=folder, seeds=chosen, workers=workers, fan_out=fan_out, reporter=reporter(quiet)
+    )
     print(page)
     if open_page and sys.stdout.isatty() and has_display():
         import webbrowser

@@ -96,5 +96,32 @@ StartFrom = Annotated[
     ),
 ]  # fmt: skip
 
+LogWith = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TRACKER", help="Follow the run in tensorboard, trackio, wandb ...; may be repeated.",
+        rich_help_panel=OUTPUT,
+    ),
+]  # fmt: skip
+LogDir = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER", help="Where trackers write their files (default: anytune-logs).", rich_help_panel=OUTPUT
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what would be done, and its steps, memory and time; write nothing.",
+        rich_help_panel=OUTPUT,
+    ),
+]  # fmt: skip
+
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes to spread the runs over.", rich_help_panel=TRAINING)
+]
+FanOut = Annotated[
+    str, typer.Option(help="'processes' of this machine, or 'ray' (anytune[ray]).", rich_help_panel=TRAINING)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=OUTPUT)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.", rich_help_panel=OUTPUT)]

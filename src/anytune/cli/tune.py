@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from anytune.cli import options, show, values
+from anytune.cli import forecasts, options, show, values
 
 
 def tune(
@@ -60,6 +60,11 @@ def tune(
     label_names: options.LabelNames = None,
     train_size: options.TrainSize = None,
     per_class: options.PerClass = None,
+    log_with: options.LogWith = None,
+    log_dir: options.LogDir = None,
+    dry_run: options.DryRun = False,
+    workers: options.Workers = None,
+    fan_out: options.FanOut = "processes",
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -85,14 +90,18 @@ def tune(
     from anytune.engine.progress import reporter
     from anytune.jobs.tune import tune as job
 
-    entries = job(
+    entries: list[Any] = job(
         base, task, store=store, method=methods, training=settings, seeds=chosen_seeds or (0,), train_size=train_size,
         per_class=per_class, keep=keep, name=name, tags=labels, start_from=start_from,
-        resume=going_on, reporter=reporter(quiet), **columns,
+        resume=going_on, log_with=log_with, log_dir=log_dir,
+        dry_run=dry_run, workers=workers, fan_out=fan_out, reporter=reporter(quiet), **columns,
     )  # fmt: skip
+    if dry_run:
+        forecasts.print_forecasts(entries, json=json)
+        return
     if json:
         show.print_json([show.run_record(entry) for entry in entries])
         return
     show.print_runs(entries)
     if keep == "weights":
-        print(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")
+        show.say(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")

@@ -15,13 +15,14 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 from anytune.engine.processes import launched
 from anytune.engine.progress import Reporter
 from anytune.errors import AnytuneError, SettingsError, TrainingError, unknown
 
-FanOut = Literal["processes", "ray"]
+#: Who can do the units.
+FAN_OUT = ("processes", "ray")
 
 #: Seconds between looks whether all workers are alive.
 LOOK_SECONDS = 1.0
@@ -150,7 +151,7 @@ def run_units(
     reporter: Reporter,
     workers: int | None = None,
     threads: int | None = None,
-    fan_out: FanOut = "processes",
+    fan_out: str = "processes",
 ) -> None:
     """Run all units, as many at once as there are workers, in the order given as far as ``after`` allows.
 
@@ -189,8 +190,8 @@ def check_fan_out(fan_out: str) -> None:
     Raises:
         SettingsError: which of the two, and what to type.
     """
-    if fan_out not in get_args(FanOut):
-        raise unknown("way to fan out", fan_out, get_args(FanOut), SettingsError)
+    if fan_out not in FAN_OUT:
+        raise unknown("way to fan out", fan_out, FAN_OUT, SettingsError)
     world = launched()[1]
     if world > 1:
         raise SettingsError(
@@ -200,7 +201,7 @@ def check_fan_out(fan_out: str) -> None:
         )
 
 
-def _workers(fan_out: FanOut, count: int, threads: int) -> Workers:
+def _workers(fan_out: str, count: int, threads: int) -> Workers:
     if fan_out == "ray":
         from anytune.engine.ray_workers import RayWorkers
 

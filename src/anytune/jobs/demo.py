@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from anytune.data.samples import fetch, is_fetched, sample_rows
-from anytune.engine.fanout import Unit, run_units, worker_count
+from anytune.engine.fanout import Unit, check_fan_out, run_units, worker_count
 from anytune.engine.progress import Reporter, Silent
 from anytune.errors import SampleError, SettingsError, unknown
 from anytune.evaluate import compare, runs_of, verdicts
@@ -92,6 +92,7 @@ def demo(
     folder: str | Path = "anytune-demo",
     seeds: Sequence[int] | None = None,
     workers: int | None = None,
+    fan_out: str = "processes",
     reporter: Reporter | None = None,
 ) -> Path:
     """Run the whole life cycle and make its page.
@@ -104,6 +105,7 @@ def demo(
         folder: where the store and the page go.
         seeds: other seeds than the default 0, 1, 2 (0 when fast).
         workers: processes; default one per core, at most 8.
+        fan_out: what the workers are: "processes" of this machine, or "ray".
 
     Returns:
         The page, ``folder/report.html``.
@@ -112,6 +114,7 @@ def demo(
         AnytuneError: a sample cannot be fetched, or the folder cannot be written.
     """
     tell = reporter or Silent()
+    check_fan_out(fan_out)
     if (model, fast) not in SCALES:
         raise unknown("demo model", model, {name for name, _ in SCALES}, SettingsError)
     scale = SCALES[model, fast]
@@ -125,7 +128,7 @@ def demo(
     tell.say(estimate(model, plan, count))
     base = warmed(model, tell=tell) if model in WARMINGS else open_base(f"sample:{model}")
     add_base(base, store=store, name="v0")
-    run_units(plan, title="demo", reporter=tell, workers=count)
+    run_units(plan, title="demo", reporter=tell, workers=count, fan_out=fan_out)
     page = report(store, Path(folder) / "report.html")
     for sentence in verdicts(compare(runs_of(read_store(store.folder)[0]))):
         tell.say(sentence)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anytune.data.tasks import Task
-from anytune.engine.progress import Reporter
-from anytune.engine.settings import TrainingSettings, training_settings
+from anytune.engine.fanout import Unit, run_units
+from anytune.engine.progress import Reporter, Silent
+from anytune.engine.settings import TrainingSettings, total_steps, training_settings
 from anytune.engine.tracking import tracking
 from anytune.errors import SettingsError
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import fitting, open_base, open_store, open_task
-from anytune.jobs.resuming import Resume, check_resume
+from anytune.jobs.resuming import Resume, check_resume, insist
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, refuse_untrained, suggested_rate, tune_all
 from anytune.manifests import MethodRecord
@@ -44,6 +46,8 @@ def tune(
     log_with: str | Sequence[str] | None = None,
     log_dir: str | Path | None = None,
     dry_run: bool = False,
+    workers: int | None = None,
+    fan_out: str = "processes",
     reporter: Reporter | None = None,
     **columns: Any,
 ) -> list[Entry]:
@@ -66,6 +70,8 @@ def tune(
         log_with: experiment trackers that follow the runs: "tensorboard", "trackio", "wandb" ..., or a list.
         log_dir: folder of the files that trackers write (default: ``anytune-logs``).
         dry_run: make nothing; the list holds a :class:`~anytune.jobs.forecast.Forecast` for each run instead.
+        workers: spread the seeds over so many processes; by default one after the other in this one.
+        fan_out: what the workers are: "processes" of this machine, or "ray".
         columns: ``text``, ``label``, ``metric``, ``kind``, ``validation``, ``test`` ... of :func:`load_task`.
 
     Returns:
@@ -83,7 +89,7 @@ def tune(
         data = data.subset(train_size=train_size, per_class=per_class, seed=0)
     if keep not in ("weights", "scores"):
         raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")
-    methods = registry.parse(method, "tune")
+    methods = registry.parse(method, "tune", opened.anatomy.model_type)
     if not methods:
         raise SettingsError("no method is given", why="An empty list trains nothing.", fix="method=full")
     refuse_untrained(methods, "tune")
@@ -113,7 +119,42 @@ def tune(
     if dry_run:
         forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
         return forecasts
+    if workers is not None and workers > 1 and len(plans) > 1:
+        call = {
+            "base": base, "task": task, "store": str(place.folder), "method": method, "training": training,
+            "train_size": train_size, "per_class": per_class, "keep": keep, "name": name, "tags": tags,
+            "start_from": start_from, "resume": resume, "log_with": log_with, "log_dir": log_dir, **columns,
+        }  # fmt: skip
+        steps = total_steps(settings, math.ceil(len(data.train) / settings.batch_size))
+        share_out(plans, place, call, steps, workers=workers, fan_out=fan_out, reporter=reporter or Silent())
+        resume = "auto"  # all are finished now
     return tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
+
+
+def share_out(
+    plans: Sequence[TuningPlan], store: Store, call: dict[str, Any], steps: int, *, workers: int, fan_out: str,
+    reporter: Reporter,
+) -> None:  # fmt: skip
+    """Have the runs of one command that are not in the store yet made by workers, each by a call of :func:`tune`.
+
+    Args:
+        call: the arguments of the command, all but the seeds.
+        steps: of each run.
+
+    Raises:
+        SettingsError: the base is an object, which cannot be sent to another process.
+        AnytuneError: a run failed; those that were finished are kept.
+    """
+    if isinstance(call["base"], Base):
+        raise SettingsError(
+            "workers cannot be sent an open base", why="Other processes open it again.", fix="base=its folder or name"
+        )
+    missing = [plan.seed for plan in plans if not store.find("delta", run=plan.identity(plan.runtime()).key)]
+    if call["resume"] == "must":
+        insist(store, "delta", [plan.identity(plan.runtime()) for plan in plans])
+        call = {**call, "resume": "auto"}
+    units = [Unit(f"seed {seed}", tune, {**call, "seeds": [seed]}, steps) for seed in missing]
+    run_units(units, title=f"tune {plans[0].task.name}", reporter=reporter, workers=workers, fan_out=fan_out)
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
