@@ -61,7 +61,7 @@ def predict(
         show.say("\n\n".join(_tagged(answer) for answer in answers))
         return
     if "response" in answers[0]:
-        print(
+        show.say(
             "\n\n".join(
                 _answered(row, answer, alone=len(rows) == 1) for row, answer in zip(rows, answers, strict=True)
             )

@@ -17,7 +17,7 @@ def push(
     store: options.Store = None,
     json: options.Json = False,
 ) -> None:
-    """Upload a delta or a base to a hub.
+    """Share a delta or a base on a hub.
 
     Its page is made from its manifest.
 
