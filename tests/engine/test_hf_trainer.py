@@ -152,29 +152,46 @@ def test_evaluation_gives_the_plain_loss_and_leaves_the_run_as_it_was(bench: Ben
     assert found["eval_right"] == pytest.approx((logits.argmax(-1) == batch["labels"]).double().mean().item())
 
 
+def rows_of(places: Places, count: int) -> list[dict]:
+    """Rows of one width, as the Trainer's own collator wants them."""
+    rows = []
+    for number in range(count):
+        row = {key: value[0] for key, value in places.encoded.batch([number]).items() if key != "num_items"}
+        for key in ("input_ids", "attention_mask", "token_type_ids"):
+            row[key] = functional.pad(row[key], (0, 32 - len(row[key])))
+        rows.append(row)
+    return rows
+
+
+def test_evaluating_a_dataset_of_the_users_own_leaves_the_run_as_it_was(bench: Bench, tmp_path):
+    places = Places(bench, "tune/full", steps=3)
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1}
+    assert equal(
+        places.in_trainer(tmp_path),
+        places.in_trainer(tmp_path, eval_dataset=rows_of(places, 5), arguments=evaluating),
+    )
+
+
 def test_a_dataset_and_collator_of_the_users_own_work_and_unknown_columns_reach_no_model(bench: Bench, tmp_path):
     places = Places(bench, "tune/full", accumulation=2)
-    seen = []
+    by_methods, by_model = [], []
 
     class Looking(Counting):
         def prepare_batch(self, batch):
-            seen.append(set(batch))
+            by_methods.append(set(batch))
             return batch
 
-    rows = [{**{key: row[0] for key, row in places.encoded.batch([number]).items() if key != "num_items"},
-             "label": 1, "head_mask": torch.zeros(1)} for number in range(6)]  # fmt: skip
-    for row in rows:
-        row["labels"] = row.pop("label")
-        for key in ("input_ids", "attention_mask", "token_type_ids"):
-            row[key] = functional.pad(row[key], (0, 32 - len(row[key])))
+    rows = [{**row, "head_mask": torch.zeros(1)} for row in rows_of(places, 6)]
     trainer = places.trainer(
         tmp_path, methods=[Looking()], train_dataset=rows,
         arguments={"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 2},
     )  # fmt: skip
+    trainer.inner.register_forward_pre_hook(lambda _, given, named: by_model.append(set(named)), with_kwargs=True)
     trainer.train()
     assert trainer.run.steps == trainer.state.global_step == 4  # 3 batches, 2 in a step: 2 steps an epoch
-    assert all("head_mask" in keys for keys in seen)
-    assert "label" not in seen[0]
+    assert all("head_mask" in keys for keys in by_methods)
+    assert len(by_methods) == len(by_model) == 6
+    assert all(keys == {"input_ids", "attention_mask", "token_type_ids"} for keys in by_model)
 
 
 def test_items_are_what_the_loss_is_a_mean_over():
