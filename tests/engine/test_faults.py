@@ -122,7 +122,7 @@ def test_a_disk_that_takes_no_more_is_an_error_and_the_run_ends_in_the_same_bits
     work = tmp_path / "cut"
     with monkeypatch.context() as patch:
         POINTS[point](patch, fault)
-        with pytest.raises(AnytuneError, match="No space left|Read-only file system") as caught:
+        with pytest.raises(AnytuneError, match=r"No space left|Read-only file system") as caught:
             run(work)
     assert caught.value.fix
     assert_ends_like(run, work, *whole)
