@@ -116,7 +116,8 @@ def _opening(tokenizer: Any) -> int | None:
 
 
 def _sentinels(tokenizer: Any) -> tuple[int, ...]:
-    unknown, found = getattr(tokenizer, "unk_token_id", None), []
+    found: list[int] = []
+    unknown = getattr(tokenizer, "unk_token_id", None)
     while (token := tokenizer.convert_tokens_to_ids(f"<extra_id_{len(found)}>")) not in (None, unknown):
         found.append(int(token))
     return tuple(found)
