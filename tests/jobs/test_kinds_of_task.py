@@ -268,3 +268,30 @@ def test_an_encoder_does_not_generate_and_says_so(bases, questions, store):
     with pytest.raises(AnytuneError, match="cannot generate"):
         anytune.tune(bases("bert"), questions, store=store, training=TRAINING)
     assert store.find() == []
+
+
+def test_a_comparison_by_perplexity_counts_less_as_better_and_the_page_shows_both_kinds(
+    bases, questions, sentences, tiny_domain, store, tmp_path
+):
+    from anytune.evaluate import compare, runs_of, verdicts
+    from anytune.report.reading import read_store
+
+    options = {"store": store, "training": TRAINING, "method": "lora"}
+    [old] = anytune.tune(bases("llama"), questions, metric="perplexity", **options)
+    anytune.tune(bases("llama"), sentences, **options)
+    anytune.pretrain(bases("llama"), [tiny_domain], store=store, names=["v1"], training=PRETRAINING)
+    [fresh] = anytune.tune("v1", questions, metric="perplexity", **options)
+    [tuned] = anytune.recycle(old, "v1", store=store, task=questions, training=TRAINING, metric="perplexity")
+    better, worse = (one.manifest.scores["test"]["perplexity"] for one in (tuned, fresh))
+    assert better < worse, "the case under test: it starts where the old one ended"
+    points = {point.step: point.scores["perplexity"] for point in tuned.manifest.curve}
+    assert points[tuned.manifest.best_step] == min(points.values())
+    lines = (tuned.folder / "predictions.jsonl").read_text().splitlines()
+    assert all("predicted" not in json.loads(line) for line in lines), "nothing decodes where no metric needs it"
+    rows = {(row.task, row.arm): row for row in compare(runs_of(read_store(store.folder)[0])) if row.base == "v1"}
+    row = rows["questions", "initialize"]
+    assert row.over_fresh.mean == pytest.approx(worse - better)
+    assert "perplexity above fresh tuning's" in " ".join(verdicts([row]))
+    page = anytune.write_report(store, tmp_path / "report.html").read_text()
+    assert "perplexity" in page
+    assert "f1_entities" in page
