@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import anytune
 from anytune.data.batches import BlockBatches, ExampleBatches
 from anytune.engine.interrupts import InterruptedRunError
 from anytune.engine.loop import Evaluation, train
@@ -38,6 +39,11 @@ CUT = [(name, sharding) for name in ("tune/lora", "pretrain/sequential") for sha
     ("tune/full", "fsdp"), ("recycle/initialize", "none"),
 ]  # fmt: skip
 CUT_TRAINING = {"steps": 6, "accumulation": 2, "checkpoint_every": 2, "evaluate_every": 3, "keep": "best"}
+
+
+#: of the run that is made by real launchers, and killed
+LAUNCHED = {"steps": 150, "batch_size": 8, "max_length": 32, "precision": "fp32", "checkpoint_every": 5,
+            "learning_rate": 1e-3}  # fmt: skip
 
 
 def folder_name(*parts: str) -> str:
@@ -160,6 +166,13 @@ class Checks:
             "share": parts / sum(value.numel() for value in before.values()),
             "same": all(torch.equal(before[name], after[name]) for name in before),
         }
+
+    def launched(self) -> dict[str, Any]:
+        """The run of ``test_launchers.py``, uncut."""
+        [entry] = anytune.tune(
+            self.bench.base, self.bench.task, store=self.bench.folder / "uncut-launched", training=LAUNCHED
+        )
+        return {"id": entry.manifest.id}
 
 
 class Whole(Method):

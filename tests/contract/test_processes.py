@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,14 +22,15 @@ from safetensors.torch import load_file
 
 import anytune
 from anytune.engine.runtime import make_runtime
+from anytune.engine.settings import decisive, total_steps, training_settings
 from anytune.errors import SettingsError
 from anytune.jobs.tuning import load_delta
 from anytune.store import Store
 from tests.contract.bench import Bench
-from tests.contract.in_processes import ALIKE, CUT, folder_name
+from tests.contract.in_processes import ALIKE, CUT, LAUNCHED, folder_name
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-CHECKS = ("loops", "cuts", "errors", "reached", "taken_apart")
+CHECKS = ("loops", "cuts", "errors", "reached", "taken_apart", "launched")
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +167,99 @@ def test_a_weight_that_is_whole_though_it_should_be_split_up_is_an_error(pair: P
         assert found["same"]
 
 
+# ---------------------------------------------------------------- real launchers
+
+
+def launch(bench: Bench, task: Path | str, store: Path) -> subprocess.Popen:
+    """``torchrun`` as a user types it, in a process group of its own, as in a terminal."""
+    training = [word for key, value in LAUNCHED.items() for word in ("--training", f"{key}={value}")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "anytune", "tune",
+         str(bench.base), str(task), "--store", str(store), "--quiet", *training],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def errors_in(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(("error: ", "interrupted"))]
+
+
+def checkpoint_after(store: Path, step: int, launcher: subprocess.Popen) -> Path:
+    """Wait for a checkpoint after ``step``; gives the work folder."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and launcher.poll() is None:
+        for state in store.glob(".work/*/step-*/state.json"):
+            if int(state.parent.name.removeprefix("step-")) > step:
+                return state.parent.parent
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint after step {step}: {launcher.communicate(timeout=60)}")
+
+
+def newest_step(work: Path) -> int:
+    return max(int(folder.name.removeprefix("step-")) for folder in work.glob("step-*"))
+
+
+def test_torchrun_cut_by_ctrl_c_and_by_a_killed_process_ends_in_the_same_bits(bench: Bench, pair: Path, tmp_path):
+    store = tmp_path / "store"
+    first = launch(bench, bench.task, store)
+    work = checkpoint_after(store, 0, first)
+    os.killpg(first.pid, signal.SIGINT)
+    _, told = first.communicate(timeout=60)
+    assert first.returncode != 0
+    assert len(errors_in(told)) == 1, told
+    assert "interrupted; the same command goes on where it was" in told
+
+    second = launch(bench, bench.task, store)
+    work = checkpoint_after(store, newest_step(work), second)
+    os.kill(json.loads((work / "run.json").read_text())["process"]["id"], signal.SIGKILL)
+    _, told = second.communicate(timeout=60)
+    assert second.returncode != 0
+    assert len(errors_in(told)) == 1, told
+    assert "error: another process of this run has ended" in told
+
+    third = launch(bench, bench.task, store)
+    out, told = third.communicate(timeout=120)
+    assert third.returncode == 0, told
+    assert out.count("things-full-base") == 2, "the table and the next command, from one process"
+    [entry] = Store(store, create=False).find()
+    assert entry.manifest.id == said(pair, "launched")[0]["id"]
+    assert entry.manifest.environment.processes == 2
+
+
+def test_bad_input_under_a_launcher_is_said_once(bench: Bench, tmp_path):
+    launcher = launch(bench, "missing.csv", tmp_path / "store")
+    out, told = launcher.communicate(timeout=60)
+    assert errors_in(told) == ["error: missing.csv does not exist"]
+    assert out == ""
+    assert told.count("exitcode: 2") or told.count("exitcode  : 2")
+
+
 # ---------------------------------------------------------------- what cannot be had
+
+
+def test_commands_whose_work_is_not_shared_are_refused_under_a_launcher(cli, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    answer = cli("store", "list")
+    assert answer.code == 2
+    assert "error: 'anytune store' was launched in 2 processes" in answer.err
+
+
+def test_more_processes_than_batches_are_an_error():
+    with pytest.raises(SettingsError, match="3 processes share 2 batches of 8") as caught:
+        total_steps(training_settings({"batch_size": 8}), 2, world=3)
+    assert "--batch-size 5" in caught.value.fix
+    assert total_steps(training_settings({"batch_size": 8, "epochs": 3}), 2, world=2) == 3
+
+
+def test_the_number_of_processes_and_sharding_make_another_run_and_nothing_else_does():
+    runtime = make_runtime("fp32")
+    assert runtime.decides() == {"precision": "fp32"}
+    assert replace(runtime, world=2).decides() == {"precision": "fp32", "processes": 2}
+    assert replace(runtime, world=2, sharded=True).decides() == {
+        "precision": "fp32", "processes": 2, "sharding": "fsdp",
+    }  # fmt: skip
+    assert "sharding" not in decisive(training_settings({"sharding": "fsdp"}))
 
 
 def test_accelerates_fsdp_without_a_gpu_is_an_error_and_so_is_sharding_alone(monkeypatch):
