@@ -229,10 +229,9 @@ def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, tiny_base, tin
     said = []
     for _ in range(2):
         with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-            line = run.stderr.readline()
-            begun = line
-            while " steps" not in begun:  # the run's title: training begins
-                begun = run.stderr.readline()
+            lines = [run.stderr.readline()]
+            while " steps" not in lines[-1]:  # the run's title: training begins
+                lines.append(run.stderr.readline())
             time.sleep(1.5)
             run.send_signal(number)
             out, rest = run.communicate(timeout=60)
@@ -240,7 +239,7 @@ def test_an_interrupted_run_goes_on_by_the_same_command(tmp_path, tiny_base, tin
         assert out == ""
         assert rest.splitlines()[-1].startswith("interrupted; the same command goes on where it was (things on tiny")
         assert "Traceback" not in rest
-        said.append(line)
+        said.append("".join(lines))
     assert "going on at step" not in said[0]
     assert "going on at step" in said[1]
     assert not list((tmp_path / "s").glob("deltas/*"))

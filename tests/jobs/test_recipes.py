@@ -38,7 +38,7 @@ def test_the_keys_of_a_recipe_are_the_arguments_of_the_job(name):
     from anytune.data.tasks import load_task
 
     parameters = inspect.signature(FUNCTIONS[name]).parameters
-    arguments = {key for key, one in parameters.items() if one.kind is not one.VAR_KEYWORD} - {"reporter"}
+    arguments = {key for key, one in parameters.items() if one.kind is not one.VAR_KEYWORD} - {"reporter", "dry_run"}
     columns = {"tune": load_task, "recycle": load_task, "evaluate": load_task, "pretrain": load_domain}.get(name)
     if columns is not None:
         arguments |= set(inspect.signature(columns).parameters) - {"source", "name"}

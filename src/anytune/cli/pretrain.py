@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from anytune.cli import options, show, values
+from anytune.cli import forecasts, options, show, values
 
 
 def pretrain(
@@ -57,6 +57,9 @@ def pretrain(
         str | None, typer.Option(metavar="COLUMN", help="Column of dates.", rich_help_panel=options.DATA)
     ] = None,
     limit: options.Limit = None,
+    log_with: options.LogWith = None,
+    log_dir: options.LogDir = None,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -76,13 +79,17 @@ def pretrain(
     from anytune.engine.progress import reporter
     from anytune.jobs.pretrain import pretrain as job
 
-    entries = job(
+    entries: list[Any] = job(
         base, domains, store=store, method=methods, training=settings, seed=seed, names=values.names(names),
         watch=watch or [], apart_from=apart_from or [], resume=going_on,
-        reporter=reporter(quiet), **columns,
+        log_with=log_with, log_dir=log_dir,
+        dry_run=dry_run, reporter=reporter(quiet), **columns,
     )  # fmt: skip
+    if dry_run:
+        forecasts.print_forecasts(entries, json=json)
+        return
     if json:
         show.print_json([show.run_record(entry) for entry in entries])
         return
     show.print_bases(entries)
-    print(f"\nnext: anytune recycle DELTA --base {entries[-1].reference}{show.in_store(store)}")
+    show.say(f"\nnext: anytune recycle DELTA --base {show.quoted(entries[-1].reference)}{show.in_store(store)}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from anytune.cli import options, show, values
+from anytune.cli import forecasts, options, show, values
 
 
 def recycle(
@@ -54,6 +54,9 @@ def recycle(
     label_names: options.LabelNames = None,
     train_size: options.TrainSize = None,
     per_class: options.PerClass = None,
+    log_with: options.LogWith = None,
+    log_dir: options.LogDir = None,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -79,14 +82,18 @@ def recycle(
     from anytune.engine.progress import reporter
     from anytune.jobs.recycle import recycle as job
 
-    entries = job(
+    entries: list[Any] = job(
         delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, old_base=old_base,
         training=settings, seeds=chosen_seeds, train_size=train_size, per_class=per_class, keep=keep, name=name,
-        tags=labels, resume=going_on, reporter=reporter(quiet), **columns,
+        tags=labels, resume=going_on, log_with=log_with, log_dir=log_dir,
+        dry_run=dry_run, reporter=reporter(quiet), **columns,
     )  # fmt: skip
+    if dry_run:
+        forecasts.print_forecasts(entries, json=json)
+        return
     if json:
         show.print_json([show.run_record(entry) for entry in entries])
         return
     show.print_runs(entries)
     if keep == "weights":
-        print(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")
+        show.say(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -125,7 +126,7 @@ class TrackedRun:
     def _try(self, name: str, function: Callable[[], Any], writer: _Writer | None = None) -> None:
         """A tracker's failure must not cost a run."""
         try:
-            with _stdout_on_stderr():
+            with contextlib.redirect_stdout(io.StringIO()):  # greetings; stdout belongs to our own output
                 function()
         except Exception as problem:
             self._open = [other for other in self._open if other is not writer]
@@ -227,13 +228,6 @@ def _installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
-
-
-@contextlib.contextmanager
-def _stdout_on_stderr() -> Iterator[None]:
-    """Trackers greet on stdout, which belongs to our own output (a page's path, JSON)."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 class RunLog:

@@ -63,6 +63,8 @@ class TuneRecipe(TaskColumns):
     method: Method = "full"
     training: dict[str, Any] | None = None
     resume: Resume = "auto"
+    log_with: str | list[str] | None = None
+    log_dir: str | None = None
     start_from: str | None = None
     seeds: Seeds | None = None
     train_size: Count | None = None
@@ -84,6 +86,8 @@ class PretrainRecipe(JobRecipe):
     method: Method = "sequential"
     training: dict[str, Any] | None = None
     resume: Resume = "auto"
+    log_with: str | list[str] | None = None
+    log_dir: str | None = None
     seed: int = 0
     names: list[str] | None = None
     watch: list[Source] = Field(default_factory=list)
@@ -109,6 +113,8 @@ class RecycleRecipe(TaskColumns):
     old_base: str | None = None
     training: dict[str, Any] | None = None
     resume: Resume = "auto"
+    log_with: str | list[str] | None = None
+    log_dir: str | None = None
     seeds: Seeds | None = None
     train_size: Count | None = None
     per_class: Count | None = None
