@@ -144,7 +144,8 @@ def set_adapter_state(peft_model: Any, tensors: dict[str, torch.Tensor]) -> None
     """
     from peft import set_peft_model_state_dict
 
-    set_peft_model_state_dict(peft_model, tensors)
+    # a copy: releases before 0.21 rename entries of the mapping they are given
+    set_peft_model_state_dict(peft_model, dict(tensors))
 
 
 def checkpoint_name(step: int) -> str:
