@@ -188,4 +188,6 @@ def predicting(entry: Any) -> str:
     columns = entry.manifest.task.text_columns if entry.manifest.task else []
     if len(columns) == 2:
         return f"anytune predict {quoted(entry.reference)} --file FILE --text {quoted(','.join(columns))}"
-    return f'anytune predict {quoted(entry.reference)} "some text"'
+    kind = entry.manifest.task.kind if entry.manifest.task else "classification"
+    example = {"generation": "a prompt", "token-classification": "some words"}.get(kind, "some text")
+    return f'anytune predict {quoted(entry.reference)} "{example}"'

@@ -126,8 +126,8 @@ def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:
         return delta if delta.base.backbone == new.identity.backbone else delta.rebased(new.identity)
     # a generating model's head is the base's own vocabulary head: a copy of it moves as a difference too
     head = entry.manifest.task is not None and entry.manifest.task.kind == "generation"
-    tensors = (base.tensors(pretraining_head=head) for base in (old, new))
-    return complete_head(delta, entry, old).rebase(*tensors, new.anatomy)
+    before, after = (base.tensors(pretraining_head=head) for base in (old, new))
+    return complete_head(delta, entry, old).rebase(before, after, new.anatomy)
 
 
 def check_vocabulary(old: Base, new: Base) -> None:

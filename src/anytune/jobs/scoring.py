@@ -175,7 +175,7 @@ def _lines(task: Task, rows: Sequence[Example], answers: Answers) -> Iterator[di
         for row, tags, sure in zip(rows, answers.indices, answers.probabilities, strict=True):
             yield {
                 "words": list(row.words or ()),
-                "gold": [names[tag] for tag in row.label],  # type: ignore[union-attr]
+                "gold": [names[tag] for tag in row.label],  # type: ignore[union-attr, index]
                 "predicted": [names[tag] for tag in tags],
                 "probabilities": [round(value, 4) for value in sure],
             }

@@ -110,9 +110,12 @@ class Generation(LanguageModelling):
     """
 
 
-def objective_for(kind: str, anatomy: Anatomy) -> Classification | Regression | TokenClassification | Generation:
+TaskObjective = Classification | Regression | TokenClassification | Generation
+
+
+def objective_for(kind: str, anatomy: Anatomy) -> TaskObjective:
     """The plain objective of a kind of task (a key of ``data.tasks.KINDS``) on a kind of model."""
-    made = {
+    made: dict[str, TaskObjective] = {
         "classification": Classification(),
         "regression": Regression(),
         "token-classification": TokenClassification(),
