@@ -76,7 +76,7 @@ def classifier_class(config_class: type) -> Any:
 
 
 def adapter_task_type(model: Any) -> str | None:
-    """What PEFT calls the purpose of a model's class ("SEQ_CLS", "CAUSAL_LM", ...); None where it has no name for it."""
+    """What PEFT calls the purpose of a model's class ("SEQ_CLS", "CAUSAL_LM", ...), None where it has no name."""
     purposes = {
         "SEQ_CLS": "sequence-classification",
         "TOKEN_CLS": "token-classification",

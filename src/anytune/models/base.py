@@ -169,7 +169,7 @@ class Base:
             if self.anatomy.objective == "mlm":
                 raise BaseError(
                     f"base {self.name} ({self.anatomy.model_type}) fills in masked words and cannot generate",
-                    why="A generation task needs a decoder (GPT-2, Llama, Qwen kinds) or an encoder-decoder (T5 kinds).",
+                    why="Generation needs a decoder (GPT-2, Llama, Qwen kinds) or an encoder-decoder (T5 kinds).",
                     fix="--base sample:smollm2-135m",
                 )
             return self.pretraining_model(seed, dtype)

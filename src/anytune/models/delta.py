@@ -67,8 +67,8 @@ class FullDelta:
         """The delta between a base and a tuned task model.
 
         Args:
-            base_tensors: canonical name -> tensor, in stored dtype (``Base.tensors()``; for a generating model with the
-                pre-training head, whose difference is kept like the body's).
+            base_tensors: canonical name -> tensor, in stored dtype (``Base.tensors()``; for a generating model with
+                the pre-training head, whose difference is kept like the body's).
             tuned_state: the state dict of the tuned model.
             head_names: the state-dict names that the base does not hold (from ``Base.task_model``).
             anatomy: of the model's kind.
