@@ -24,7 +24,7 @@ PLAIN_TAGS = {
     f"tag:yaml.org,2002:{name}"
     for name in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
 }
-MAX_NODES, MAX_BYTES = 20_000, 2_000_000
+MAX_NODES, MAX_BYTES, MAX_DEPTH = 20_000, 2_000_000, 30
 _SCALARS: tuple[tuple[re.Pattern[str], Callable[[str], Any]], ...] = (
     (re.compile(r"(?:~|null|Null|NULL|)"), lambda _: None),
     (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text.lower() == "true"),
@@ -93,6 +93,8 @@ def parse_recipe(text: str, source: str = "recipe") -> RecipeText:
         ) from None
     except yaml.YAMLError as problem:
         raise SettingsError(f"{source}: {str(problem).splitlines()[0]}", why="A recipe is YAML text.") from None
+    except RecursionError:
+        raise SettingsError(f"{source} is nested too deep", why="A recipe is a few levels of keys.") from None
     lines: dict[Place, int] = {}
     values = None if node is None else _Reader(source, lines).read(node, (), ())
     if not isinstance(values, dict):
@@ -116,6 +118,8 @@ class _Reader:
         self.count += 1
         if self.count > MAX_NODES or node in above:  # aliases can make a small file endless
             raise self._error(node, "aliases (*name) unfold without end", "write the values out")
+        if len(above) > MAX_DEPTH:
+            raise self._error(node, f"nested deeper than {MAX_DEPTH}", "a few levels of keys")
         if node.tag not in PLAIN_TAGS:
             raise self._error(node, f"the tag {node.tag} is not for recipes", "plain values only")
         if isinstance(node, yaml.ScalarNode):
@@ -162,7 +166,7 @@ def parse_value(text: str) -> Any:
         return scalar(stripped)
     try:
         node = yaml.compose(stripped, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return text
     return None if node is None else _Reader("value", {}).read(node, (), ())
 

@@ -172,6 +172,13 @@ def read_config(folder: Path) -> Any:
             fix='"model_type": "bert" in config.json   (or copy the folder again)',
         )
     anatomy_of(str(raw["model_type"]))
+    kernel = next((text for text in _implementations(raw) if "/" in text), None)
+    if kernel is not None:
+        raise BaseError(
+            f"{folder / 'config.json'} asks for the kernel '{kernel}'",
+            why="transformers would fetch it from a hub and run it.",
+            fix='"sdpa" in its place',
+        )
     if raw.get("quantization_config"):
         raise BaseError(
             f"{folder} holds quantised weights",
@@ -182,6 +189,20 @@ def read_config(folder: Path) -> Any:
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as problem:
         raise BaseError(f"cannot use {folder / 'config.json'}: {problem}", why="transformers refuses it.") from problem
+
+
+def _implementations(value: Any) -> list[str]:
+    """What a config, and the configs in it, name as implementations (of attention, of experts)."""
+    if isinstance(value, list):
+        return [text for inner in value for text in _implementations(inner)]
+    if not isinstance(value, dict):
+        return []
+    own = [
+        inner if isinstance(inner, str) else str(inner)
+        for key, inner in value.items()
+        if str(key).endswith("_implementation") and inner is not None
+    ]
+    return own + [text for inner in value.values() for text in _implementations(inner)]
 
 
 def fingerprint_folder(folder: Path, cache: bool = True) -> Fingerprint:
