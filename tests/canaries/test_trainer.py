@@ -227,10 +227,10 @@ def test_weights_are_loaded_by_two_methods_that_can_be_replaced(tmp_path):
 
 
 def test_the_arguments_are_called_as_we_call_them():
-    from anytune.engine.hf_trainer import REFUSED
+    from anytune.engine.trainer_arguments import REFUSED
 
     with assumption(
-        "TrainingArguments no longer has the fields that engine/hf_trainer.py reads, sets or refuses: hf_trainer in "
+        "TrainingArguments no longer has the fields that are read, set or refused: engine/trainer_arguments.py and "
         "engine/hf_trainer.py would silently do nothing about them"
     ):
         fields = {field.name for field in dataclasses.fields(TrainingArguments)}

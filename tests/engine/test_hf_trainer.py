@@ -13,7 +13,8 @@ from transformers import AutoModelForSequenceClassification, TrainerCallback, Tr
 
 import anytune
 from anytune.data.batches import encode_task
-from anytune.engine.hf_trainer import items_of, planned_steps
+from anytune.engine.hf_trainer import items_of
+from anytune.engine.trainer_arguments import planned_steps
 from anytune.errors import MethodError, SettingsError, TrainingError
 from anytune.methods import Classification, LanguageModelling, Method
 from anytune.methods.protocol import Stage

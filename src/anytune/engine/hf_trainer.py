@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,29 +36,24 @@ from anytune.engine.checkpoints import random_state, restore_random_state
 from anytune.engine.runtime import derive_seed, seeded
 from anytune.engine.settings import learning_rate_share
 from anytune.engine.stages import method_groups
+from anytune.engine.trainer_arguments import (
+    SCHEDULES,
+    check_arguments,
+    check_methods,
+    default_objective,
+    is_batches,
+    planned_steps,
+    value_of,
+)
 from anytune.engine.trainer_state import load_method_state, save_method_state
-from anytune.errors import MethodError, SettingsError, TrainingError
+from anytune.errors import SettingsError, TrainingError
 from anytune.methods import registry
-from anytune.methods.objective import Classification, LanguageModelling, Regression, TokenClassification
-from anytune.methods.protocol import Batch, Method, Run, check_composition, overrides
+from anytune.methods.protocol import Batch, Method, Run
 from anytune.methods.step import StepModule, total, trainable
 from anytune.models.adapters import AdapterDelta
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.weights import SINGLE_FILE, write_tensors
 
-#: Trainer argument -> (the value that leaves training to us, what to do instead).
-REFUSED: dict[str, tuple[Any, str]] = {
-    "fp16": (False, "bf16=True"),
-    "label_smoothing_factor": (0.0, "an objective that smooths, given as objective=..."),
-    "neftune_noise_alpha": (None, "a method that adds noise"),
-    "auto_find_batch_size": (False, "a smaller per_device_train_batch_size"),
-    "use_liger_kernel": (False, "the kernels applied to the model before it is handed over"),
-    "deepspeed": (None, "torchrun (DDP)"),
-    "activation_checkpointing": (False, "model.gradient_checkpointing_enable() before the model is handed over"),
-    "gradient_checkpointing": (False, "model.gradient_checkpointing_enable() before the model is handed over"),
-}
-#: What the Trainer calls a schedule -> what ``learning_rate_share`` calls it.
-SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "constant_with_warmup": "constant"}
 #: Where the Trainer puts the number of items of the whole step.
 STEP_ITEMS = "num_items_in_batch"
 
@@ -179,8 +173,8 @@ class MethodTrainer(Trainer):
         **trainer: Any,
     ) -> None:
         self.methods: list[Method] = registry.parse(methods) if methods else []
-        _check_methods(self.methods)
-        _check_arguments(args, trainer)
+        check_methods(self.methods)
+        check_arguments(args, trainer)
         self.clip_norm, args = float(args.max_grad_norm or 0.0), copy.copy(args)
         args.max_grad_norm = 0.0
         args.remove_unused_columns = False  # methods may ask for columns that no model knows
@@ -190,7 +184,7 @@ class MethodTrainer(Trainer):
         steps = planned_steps(data, args)
         if data is not None and is_batches(data):
             args.max_steps = steps
-            if "epoch" in (_value(args.save_strategy), _value(args.eval_strategy)):
+            if "epoch" in (value_of(args.save_strategy), value_of(args.eval_strategy)):
                 raise SettingsError(
                     "save_strategy or eval_strategy is 'epoch'",
                     why="Batches run through the whole training without a stop between epochs.",
@@ -259,7 +253,7 @@ class MethodTrainer(Trainer):
         if self.optimizer is None:
             args = self.args
             groups = method_groups(self.inner, self.methods, args.learning_rate, args.weight_decay)
-            fused = _value(args.optim) == "adamw_torch_fused" and args.device.type in ("cpu", "cuda")
+            fused = value_of(args.optim) == "adamw_torch_fused" and args.device.type in ("cpu", "cuda")
             self.optimizer = torch.optim.AdamW(
                 groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, fused=fused
             )
@@ -277,7 +271,7 @@ class MethodTrainer(Trainer):
         if self.lr_scheduler is None:
             warm = float(self.args.warmup_steps or 0.0)
             share = functools.partial(
-                learning_rate_share, steps=num_training_steps, schedule=SCHEDULES[_value(self.args.lr_scheduler_type)],
+                learning_rate_share, steps=num_training_steps, schedule=SCHEDULES[value_of(self.args.lr_scheduler_type)],
                 warmup=warm if warm < 1 else min(warm, num_training_steps) / num_training_steps,
             )  # fmt: skip
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), share)
@@ -377,100 +371,6 @@ class _Hooks(TrainerCallback):
         for method in reversed(self.methods):
             step.model = method.finish(step.model, self.trainer.run)
         self.trainer.trained = True
-
-
-# ---------------------------------------------------------------------- arguments
-
-
-def default_objective(model: Any, anatomy: Anatomy) -> Any:
-    """The objective that a transformers class is made for.
-
-    Raises:
-        SettingsError: its name does not say.
-    """
-    name = type(model).__name__
-    if name.endswith("ForSequenceClassification"):
-        return Regression() if model.config.problem_type == "regression" else Classification()
-    if name.endswith("ForTokenClassification"):
-        return TokenClassification()
-    if name.endswith(("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        return LanguageModelling(anatomy)
-    raise SettingsError(f"no objective is known for {name}", fix="objective=Classification()   (or another)")
-
-
-def is_batches(data: Any) -> bool:
-    """Whether data are batches as the loop takes them (``ExampleBatches``, ``BlockBatches``)."""
-    return hasattr(data, "batches_per_epoch") and hasattr(data, "batch")
-
-
-def planned_steps(data: Any, args: TrainingArguments) -> int:
-    """Optimizer steps the Trainer will make: methods are prepared for them.
-
-    Raises:
-        SettingsError: they cannot be known.
-    """
-    if data is None:
-        return 0
-    if args.max_steps > 0:
-        return args.max_steps
-    accumulation, world = args.gradient_accumulation_steps, args.world_size
-    if is_batches(data):
-        return max(1, round(args.num_train_epochs * data.batches_per_epoch / (accumulation * world)))
-    try:
-        examples = len(data)
-    except TypeError:
-        raise SettingsError("the training data have no length", fix="TrainingArguments(max_steps=...)") from None
-    whole = math.floor if args.dataloader_drop_last else math.ceil
-    batches = whole(whole(examples / args.train_batch_size) / world)
-    return math.ceil(args.num_train_epochs * max(1, math.ceil(batches / accumulation)))
-
-
-def _check_methods(methods: Sequence[Method]) -> None:
-    check_composition(methods)
-    for method in methods:
-        if not method.trains:
-            raise MethodError(
-                f"method '{method.name}' does not train", why="There is nothing for the Trainer to do.",
-                fix="anytune recycle DELTA --base NEW_BASE",
-            )  # fmt: skip
-        stages = method.stages() if overrides(method, "stages") else ()
-        if len(stages) > 1:
-            raise MethodError(
-                f"method '{method.name}' trains in {len(stages)} stages ({', '.join(stage.name for stage in stages)})",
-                why="Each stage has an optimizer of its own; the Trainer has one for the whole run.",
-                fix=f"anytune {method.room} ... --method {method.name}   (or anytune.engine.train in Python)",
-            )
-
-
-def _check_arguments(args: TrainingArguments, trainer: Mapping[str, Any]) -> None:
-    for name in ("model_init", "optimizers", "optimizer_cls_and_kwargs", "compute_loss_func"):
-        if trainer.get(name) not in (None, (None, None)):
-            raise SettingsError(
-                f"{name} is given", why="Model, loss and optimizer are made by the methods.", fix=f"leave {name} out"
-            )
-    for name, (neutral, instead) in REFUSED.items():
-        given = getattr(args, name, neutral)
-        if given != neutral and given is not None:
-            raise SettingsError(
-                f"TrainingArguments({name}={given!r}) cannot be used with methods",
-                why="It changes the loss or the model behind their back.",
-                fix=instead,
-            )
-    if args.fsdp:
-        raise SettingsError("fsdp is given", why="The Trainer would shard the step.", fix="torchrun (DDP)")
-    if args.n_gpu > 1:
-        raise SettingsError(
-            f"{args.n_gpu} GPUs in one process", why="DataParallel copies the methods' state.",
-            fix="torchrun --nproc-per-node ...   (or CUDA_VISIBLE_DEVICES=0)",
-        )  # fmt: skip
-    for name, known in (("lr_scheduler_type", tuple(SCHEDULES)), ("optim", ("adamw_torch", "adamw_torch_fused"))):
-        if _value(getattr(args, name)) not in known:
-            raise SettingsError(f"{name} = '{_value(getattr(args, name))}'", fix=f"one of {', '.join(known)}")
-
-
-def _value(given: Any) -> str:
-    """Of an enumeration of the Trainer's, or a string."""
-    return str(getattr(given, "value", given))
 
 
 # ---------------------------------------------------------------------- loaders
