@@ -271,7 +271,8 @@ class MethodTrainer(Trainer):
         if self.lr_scheduler is None:
             warm = float(self.args.warmup_steps or 0.0)
             share = functools.partial(
-                learning_rate_share, steps=num_training_steps, schedule=SCHEDULES[value_of(self.args.lr_scheduler_type)],
+                learning_rate_share, steps=num_training_steps,
+                schedule=SCHEDULES[value_of(self.args.lr_scheduler_type)],
                 warmup=warm if warm < 1 else min(warm, num_training_steps) / num_training_steps,
             )  # fmt: skip
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.create_optimizer(), share)
