@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Newest versions by default; `make test CONSTRAINTS=` leaves the choice to pip.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: demo test lint format clean distclean
+.PHONY: demo torture test lint format clean distclean
 
 # The whole life cycle on a real model and real text: a page in anytune-demo/report.html
 demo: $(VENV)/.installed
@@ -13,6 +13,11 @@ demo: $(VENV)/.installed
 
 test: lint
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+
+# Commands killed at random moments and started again: the same bits, and no half artefact in any store.
+MOMENTS ?= 50
+torture: $(VENV)/.developing
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.torture.run --moments $(MOMENTS)
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check src tests examples
