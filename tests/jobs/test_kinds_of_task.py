@@ -12,7 +12,7 @@ import anytune
 from anytune import compat
 from anytune.errors import AnytuneError, DataError
 from anytune.jobs.opening import open_base
-from anytune.models.base import load_base
+from anytune.models.base import Base, load_base
 from anytune.store import Store
 from anytune.store.importing import import_adapter, import_folder
 from tests.conftest import COMMON, TOPICS
@@ -252,12 +252,18 @@ def test_copies_of_the_bases_embeddings_are_left_out_and_other_embeddings_are_re
         import_adapter(store, tmp_path / "shelf", open_base(bases("llama")))
 
 
-def test_a_shelf_of_causal_loras_is_adopted_as_a_whole_and_the_kind_can_be_said(bases, store, tmp_path):
+def test_a_shelf_of_causal_loras_is_adopted_as_a_whole_and_the_kind_can_be_said(bases, store, tmp_path, monkeypatch):
     for number in range(3):
         adapter_by_hand(bases("llama"), tmp_path / "shelf" / f"a{number}", scale=0.1 * (number + 1))
-    base = open_base(bases("llama"))
+    base, read, make = open_base(bases("llama")), [], Base.task_model
+    monkeypatch.setattr(Base, "task_model", lambda *given, **named: read.append(given) or make(*given, **named))
     entries = import_folder(store, tmp_path / "shelf", base, metric="perplexity")
     assert [entry.manifest.task.metric for entry in entries] == ["perplexity"] * 3
+    assert len(read) == 1, "a base is read once for a whole shelf"
+    shelf = sorted((tmp_path / "shelf").iterdir())
+    alone = [import_adapter(Store(tmp_path / f"store of {one.name}"), one, base) for one in shelf]
+    assert [entry.manifest.probe for entry in entries] == [entry.manifest.probe for entry in alone]
+    assert len({str(entry.manifest.probe.outputs) for entry in entries}) == 3
     with pytest.raises(AnytuneError, match="task type CAUSAL_LM"):
         import_adapter(store, tmp_path / "shelf" / "a0", base, kind="classification")
     with pytest.raises(AnytuneError, match="generates text"):

@@ -169,8 +169,18 @@ def _last_layer(adapter: AdapterDelta, anatomy: Anatomy) -> str | None:
     return next((key for end in LAST_LAYERS for key in outside if f".{key}".endswith(f".{end}")), None)
 
 
-def try_on(adapter: AdapterDelta, base: Base, kind: Any, labels: Sequence[str], name: str) -> tuple[Probe, list[str]]:
+#: Task models by kind and label names, with the names of their heads.
+Models = dict[tuple[Any, ...], tuple[Any, list[str]]]
+
+
+def try_on(
+    adapter: AdapterDelta, base: Base, kind: Any, labels: Sequence[str], name: str, models: Models | None = None
+) -> tuple[Probe, list[str]]:
     """Put an adapter onto its base once: every name and shape is checked, and a probe of its answers is taken.
+
+    Args:
+        models: models that adapters of one base share: a LoRA without a head can be taken off again, so a shelf of
+            two hundred reads its base once.
 
     Returns:
         (probe, notes on what the manifest should say: head modules that were lost, why it cannot be moved).
@@ -178,9 +188,11 @@ def try_on(adapter: AdapterDelta, base: Base, kind: Any, labels: Sequence[str], 
     Raises:
         WrongBaseError: it does not fit this base; the first names and shapes are given.
     """
-    model, head_names = base.task_model(kind, labels, seed=0)
+    shared = models if models is not None and leaves_no_trace(adapter) else {}
+    # taken out while it is in use: one that failed half-way is not used again
+    plain, head_names = shared.pop((kind, *labels), None) or base.task_model(kind, labels, seed=0)
     try:
-        model = adapter.attach(model, trainable=False)
+        model = adapter.attach(plain, trainable=False)
     except DeltaError as problem:
         was = adapter.config.get("base_model_name_or_path")
         raise WrongBaseError(
@@ -198,7 +210,18 @@ def try_on(adapter: AdapterDelta, base: Base, kind: Any, labels: Sequence[str], 
     unmovable = adapter.why_not_movable()
     if unmovable:
         notes.append(f"it cannot be moved to another base: {unmovable}")
-    return make_probe(model, int(base.config.vocab_size)), notes
+    probe = make_probe(model, int(base.config.vocab_size))
+    if leaves_no_trace(adapter):
+        shared[kind, *labels] = model.unload(), head_names
+    return probe, notes
+
+
+def leaves_no_trace(adapter: AdapterDelta) -> bool:
+    """Whether a model is what it was once the adapter is taken off: LoRA alone, no copies of other modules."""
+    plain = adapter.config.get("init_lora_weights", True) in (True, False, "gaussian")
+    made = all(any(part.startswith(MADE_BY_PEFT) for part in name.split(".")) for name in adapter.tensors)
+    settled = not adapter.config.get("modules_to_save") and adapter.config.get("bias", "none") == "none"
+    return adapter.config.get("peft_type") == "LORA" and plain and made and settled
 
 
 def config_text(config: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE
 from anytune.models.base import Base
 from anytune.models.weights import write_tensors
 from anytune.store.adapter_files import (
+    Models,
     config_text,
     head_outputs,
     kind_of,
@@ -48,6 +49,7 @@ def import_adapter(
     scores: Mapping[str, Mapping[str, float | None]] | None = None,
     tags: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    models: Models | None = None,
 ) -> Entry:
     """Adopt one PEFT folder as a delta of ``base``. Adopting the same folder again gives the same entry.
 
@@ -65,6 +67,7 @@ def import_adapter(
         scores: split -> metric -> value, if known.
         tags: free labels; ``origin: import`` is added.
         notes: free text for the manifest.
+        models: kept from one adapter of a folder to the next, see ``adapter_files.try_on``.
 
     A folder that brings a manifest (``anytune export``, another store) keeps what it says: see ``import_artefact``.
 
@@ -93,7 +96,7 @@ def import_adapter(
     purpose = "regression" if purpose == "classification" and not labels else purpose
     record = task if isinstance(task, TaskRecord) else _task(task or named, purpose, labels, metric)
     config, changes = _without_paths(adapter.config, base)
-    probe, findings = try_on(adapter, base, record.kind, labels, folder.name)
+    probe, findings = try_on(adapter, base, record.kind, labels, folder.name, models)
     manifest = Manifest(
         kind="delta",
         name=named,
@@ -194,11 +197,12 @@ def import_folder(
             why="They are named after their folders.",
             fix="leave the name out",
         )
+    models: Models = {}
     adopted: list[Entry] = []
     refused: list[tuple[Path, AnytuneError]] = []
     for path in found:
         try:
-            adopted.append(import_adapter(store, path, base, **options))
+            adopted.append(import_adapter(store, path, base, models=models, **options))
         except AnytuneError as problem:
             refused.append((path, problem))
         if on_result:
