@@ -299,8 +299,8 @@ BASES = {"base": 0, "other": 1}
 def warm_up() -> None:
     """Import what a command imports; nothing is computed."""
     for name in (
-        "accelerate", "peft", "transformers.models.bert.modeling_bert", "anytune.jobs.pretrain", "anytune.jobs.recycle",
-        "anytune.jobs.tune",
+        "accelerate", "peft", "transformers.models.bert.modeling_bert", "anytune.jobs.pretrain",
+        "anytune.jobs.recycle", "anytune.jobs.tune",
     ):  # fmt: skip
         importlib.import_module(name)
 
