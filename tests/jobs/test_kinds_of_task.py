@@ -301,3 +301,22 @@ def test_a_comparison_by_perplexity_counts_less_as_better_and_the_page_shows_bot
     page = anytune.write_report(store, tmp_path / "report.html").read_text()
     assert "perplexity" in page
     assert "f1_entities" in page
+
+
+def test_the_command_line_tags_words_and_answers_prompts(bases, questions, sentences, cli, tmp_path):
+    quick = ("--steps", 2, "--batch-size", 8, "--max-length", 48, "--precision", "fp32", "--quiet")
+    answer = cli("tune", "--base", bases("llama"), "--task", questions, "--name", "helper", *quick)
+    assert (answer.code, "test perplexity" in answer.out, '"a prompt"' in answer.out) == (0, True, True)
+    answer = cli("predict", "helper", "the fox", "an oak", "--max-new-tokens", 3)
+    assert [line for line in answer.out.splitlines() if line.startswith(">")] == ["> the fox", "> an oak"]
+    answer = cli("predict", "helper", "--file", questions, "--max-new-tokens", 2, "--json")
+    assert {"text", "response"} == set(json.loads(answer.out.splitlines()[0]))
+    assert cli("tune", "--base", bases("bert"), "--task", sentences, "--name", "tagger", *quick).code == 0
+    answer = cli("predict", "tagger", '["the", "catling"]')
+    assert [line.split()[0] for line in answer.out.splitlines()] == ["word", "the", "catling"]
+    answer = cli("predict", "tagger", "--file", sentences, "--json")
+    assert (
+        json.loads(answer.out.splitlines()[0])["words"] == json.loads(sentences.read_text().splitlines()[0])["tokens"]
+    )
+    assert "f1_entities" in cli("evaluate", "tagger", "--task", sentences).out
+    assert cli("predict", "tagger", "[1, 2]").code == 2

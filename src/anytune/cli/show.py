@@ -103,16 +103,20 @@ def run_record(entry: Entry) -> dict[str, Any]:
 def print_runs(entries: Sequence[Entry]) -> None:
     """A row per seed, and the mean over seeds where there are several."""
     metric = entries[0].main_metric() or "score"
+    # exact match is 0 for long, and then says nothing
+    perplexities = [entry.manifest.scores.get("test", {}).get("perplexity") for entry in entries]
+    beside = perplexities if metric == "exact_match" else [None] * len(entries)
     rows: list[list[Any]] = [
-        [entry.manifest.seed, entry.score("validation"), entry.score("test"), entry.manifest.steps,
+        [entry.manifest.seed, entry.score("validation"), entry.score("test"), perplexity, entry.manifest.steps,
          entry.manifest.seconds, entry.reference]
-        for entry in entries
+        for entry, perplexity in zip(entries, beside, strict=True)
     ]  # fmt: skip
     if len(rows) > 1:
-        rows.append(["mean", *(_mean([row[place] for row in rows]) for place in (1, 2)), None, None, None])
+        rows.append(["mean", *(_mean([row[place] for row in rows]) for place in (1, 2, 3)), None, None, None])
     for row in rows:
-        row[4] = None if row[4] is None else f"{row[4]:.1f}"
-    print_table(["seed", f"validation {metric}", "test", "steps", "seconds", "reference"], rows)
+        row[5] = None if row[5] is None else f"{row[5]:.1f}"
+    names = ["seed", f"validation {metric}", "test", "test perplexity", "steps", "seconds", "reference"]
+    print_table(names, rows)
     for note in dict.fromkeys(note for entry in entries for note in entry.manifest.notes):
         say(f"note: {note}", file=sys.stderr)
 

@@ -188,9 +188,10 @@ def try_on(
     Raises:
         WrongBaseError: it does not fit this base; the first names and shapes are given.
     """
-    shared = models if models is not None and leaves_no_trace(adapter) else {}
+    shared: Models = models if models is not None and leaves_no_trace(adapter) else {}
     # taken out while it is in use: one that failed half-way is not used again
-    plain, head_names = shared.pop((kind, *labels), None) or base.task_model(kind, labels, seed=0)
+    key = (kind, *labels)
+    plain, head_names = shared.pop(key) if key in shared else base.task_model(kind, labels, seed=0)
     try:
         model = adapter.attach(plain, trainable=False)
     except DeltaError as problem:
@@ -212,7 +213,7 @@ def try_on(
         notes.append(f"it cannot be moved to another base: {unmovable}")
     probe = make_probe(model, int(base.config.vocab_size))
     if leaves_no_trace(adapter):
-        shared[kind, *labels] = model.unload(), head_names
+        shared[key] = model.unload(), head_names
     return probe, notes
 
 
