@@ -12,6 +12,7 @@ import typer
 from anytune._version import __version__
 from anytune.cli import (
     demo,
+    doctor,
     evaluate,
     export,
     lm_eval,
@@ -42,6 +43,7 @@ def build(rich_help: bool = False) -> typer.Typer:
     app = typer.Typer(name="anytune", cls=Guarded, **options)
     app.callback()(root)
     app.command("demo")(demo.demo)
+    app.command("doctor")(doctor.doctor)
     app.add_typer(samples.build(**options), name="samples")
     app.command("methods")(methods.methods)
     app.command("pretrain")(pretrain.pretrain)

@@ -223,10 +223,13 @@ def make_runtime(
     return Runtime(device, chosen, accelerator.process_index, accelerator.num_processes, accelerator, sharded, reason)
 
 
-def _sharded(sharding: str, world: int) -> bool:
-    """Whether weights are to be split up, by the setting or by ``accelerate launch --use_fsdp``.
+def check_sharding_launcher() -> bool:
+    """Whether ``accelerate launch --use_fsdp`` asks for weights that are split up.
 
     Accelerate itself gives plain copies on a CPU whatever it was asked for; that is an error here.
+
+    Raises:
+        SettingsError: it asks for something that cannot be had.
     """
     by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
     if by_launcher and not torch.cuda.is_available():
@@ -243,7 +246,12 @@ def _sharded(sharding: str, world: int) -> bool:
         )
     if by_launcher and os.environ.get("FSDP_OFFLOAD_PARAMS", "").lower() == "true":
         raise SettingsError("FSDP with parameters kept in main memory is not supported", fix="without offloading")
-    if sharding != "fsdp" and not by_launcher:
+    return by_launcher
+
+
+def _sharded(sharding: str, world: int) -> bool:
+    """Whether weights are to be split up, by the setting or by the launcher."""
+    if not check_sharding_launcher() and sharding != "fsdp":
         return False
     if world == 1:
         raise SettingsError(
