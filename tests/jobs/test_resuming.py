@@ -17,6 +17,7 @@ from anytune.jobs import resuming, tuning
 from anytune.jobs.resuming import RUN_NAME, forget, interrupted_runs
 from anytune.jobs.tuning import load_delta
 from anytune.store import Store
+from anytune.store.folders import held
 
 TRAINING = {"steps": 8, "batch_size": 8, "max_length": 16, "learning_rate": 1e-3, "precision": "fp32",
             "checkpoint_every": 2, "evaluate_every": 4, "keep": "last"}  # fmt: skip
@@ -202,6 +203,23 @@ def test_the_second_process_on_a_run_says_so_waits_and_takes_the_first_ones_resu
     assert "another process" in waits.said[0]
     assert "waiting for its result" in waits.said[0]
     assert run.store().work_folders() == []
+
+
+def test_a_folder_that_was_deleted_and_made_anew_while_its_lock_was_waited_for_is_not_held(tmp_path, monkeypatch):
+    """Its holder has just ended: whoever holds the deleted folder holds nothing."""
+    fcntl = pytest.importorskip("fcntl")
+    place = tmp_path / "run"
+    place.mkdir()
+    real = fcntl.flock
+
+    def flock(*given):
+        place.rename(tmp_path / "deleted")
+        place.mkdir()
+        return real(*given)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with held(place) as ours:
+        assert not ours
 
 
 # Start a new run from stored weights

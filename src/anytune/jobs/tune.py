@@ -16,7 +16,7 @@ from anytune.engine.tracking import tracking
 from anytune.errors import SettingsError
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import fitting, open_base, open_store, open_task
-from anytune.jobs.resuming import Resume, check_resume, insist, insist
+from anytune.jobs.resuming import Resume, check_resume, insist
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, refuse_untrained, suggested_rate, tune_all
 from anytune.manifests import MethodRecord
@@ -120,9 +120,6 @@ def tune(
         forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
         return forecasts
     if workers is not None and workers > 1 and len(plans) > 1:
-        if resume == "must":  # of all seeds together: each worker knows its own alone
-            insist(place, "delta", [plan.identity(plan.runtime()) for plan in plans])
-            resume = "auto"
         call = {
             "base": base, "task": task, "store": str(place.folder), "method": method, "training": training,
             "train_size": train_size, "per_class": per_class, "keep": keep, "name": name, "tags": tags,
