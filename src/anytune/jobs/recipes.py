@@ -21,7 +21,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -96,6 +96,7 @@ def run(
     overrides: Iterable[str] = (),
     *,
     store: str | Path | None = None,
+    dry_run: bool = False,
     reporter: Reporter | None = None,
 ) -> Any:
     """Run a recipe.
@@ -106,6 +107,7 @@ def run(
         recipe: a YAML file, the folder or ``anytune.json`` of an artefact, or a mapping (a manifest's ``recipe``).
         overrides: ``key=value``; see :func:`load_recipe`.
         store: instead of the recipe's own.
+        dry_run: make nothing; give a list of :class:`~anytune.jobs.forecast.Forecast`, one for each run.
 
     Returns:
         What the job's function returns; for a recipe with ``jobs``, the list of these.
@@ -114,6 +116,8 @@ def run(
         AnytuneError: a recipe or input that cannot be used.
     """
     loaded = load_recipe(recipe, overrides)
+    if dry_run:
+        return _forecast(loaded, store)
     results: list[Any] = []
     made: dict[str, list[Entry]] = {}
     for job in loaded.jobs:
@@ -121,6 +125,17 @@ def run(
         for entry in results[-1] if isinstance(results[-1], list) else []:
             made.setdefault(entry.name, []).append(entry)
     return results if loaded.several else results[0]
+
+
+def _forecast(recipe: Recipe, store: str | Path | None) -> list[Any]:
+    """What the jobs would cost, in order."""
+    from anytune.jobs.planning import Planner  # here: it imports every job
+
+    planner = Planner()
+    instead = {} if store is None else {"store": store}
+    return [
+        one for job in recipe.jobs for one in planner.forecast(job.model_dump()["job"], {**job.arguments(), **instead})
+    ]
 
 
 def _run_job(
@@ -208,7 +223,7 @@ def _beside_value(key: str, value: Any, folder: Path) -> Any:
 
 def _shared(values: dict[str, Any], jobs: list[Any], text: RecipeText) -> dict[str, Any]:
     """Defaults beside ``jobs``; each must be a key of at least one of the jobs."""
-    kinds = [JOBS[job["job"]] for job in jobs if isinstance(job, Mapping) and job.get("job") in JOBS]
+    kinds = [JOBS[job["job"]] for job in jobs if isinstance(job, Mapping) and _is_job(job.get("job"))]
     known = {key for kind in kinds for key in kind.model_fields} - {"job"}
     for key in values:
         if key not in known:
@@ -217,7 +232,7 @@ def _shared(values: dict[str, Any], jobs: list[Any], text: RecipeText) -> dict[s
 
 
 def _with_defaults(job: Any, shared: Mapping[str, Any]) -> Any:
-    if not isinstance(job, Mapping) or job.get("job") not in JOBS:
+    if not isinstance(job, Mapping) or not _is_job(job.get("job")):
         return job
     fields = JOBS[job["job"]].model_fields
     filled = {key: value for key, value in shared.items() if key in fields} | dict(job)
@@ -233,7 +248,7 @@ def _job(values: Any, text: RecipeText, place: tuple[str | int, ...]) -> JobReci
             f"{text.where(*place)}: a job is a mapping, not {values!r}", fix="{job: tune, base: ..., task: ...}"
         )
     name = values.get("job")
-    if name not in JOBS:
+    if not _is_job(name):
         what = f"unknown job '{name}'" if name is not None else "no job is named"
         near = nearest(str(name), JOBS) if name is not None else None
         raise SettingsError(
@@ -252,6 +267,10 @@ def _job(values: Any, text: RecipeText, place: tuple[str | int, ...]) -> JobReci
         raise _at(problem, _where(text, place, "seeds")) from None
     _check_methods(job, values, text, place)
     return job
+
+
+def _is_job(name: Any) -> TypeGuard[str]:
+    return isinstance(name, str) and name in JOBS
 
 
 def _check_training(given: Any, text: RecipeText, place: tuple[str | int, ...]) -> None:
