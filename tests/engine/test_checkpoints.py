@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 import torch
@@ -94,6 +95,25 @@ def test_a_snapshot_is_written_from_where_it_lies(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, Snapshot(5, {"a": whole, "b": whole[3:5]}))
     assert seen["a"].data_ptr() == whole.data_ptr()
     assert seen["b"].data_ptr() != whole[3:5].data_ptr(), "what shares its storage is copied: safetensors refuses it"
+
+
+def test_everything_is_on_the_disk_before_the_checkpoint_has_its_name(tmp_path, monkeypatch):
+    """Or a power cut leaves a folder with the right name and empty files."""
+    order = []
+    real_sync, real_rename, real_fsync = module.sync, type(tmp_path).rename, os.fsync
+    monkeypatch.setattr(module, "sync", lambda path: (order.append(f"sync {path.name}"), real_sync(path)))
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append("fsync"), real_fsync(handle)))
+    monkeypatch.setattr(
+        type(tmp_path), "rename", lambda path, to: (order.append(f"rename {path.name}"), real_rename(path, to))[1]
+    )
+    save_checkpoint(tmp_path, snapshot(3))
+    assert order == [
+        "sync state.safetensors", "fsync",
+        "fsync",  # state.json, by write_atomic
+        "sync .partial-step-00000003", "fsync",
+        "rename .partial-step-00000003",
+        f"sync {tmp_path.name}", "fsync",
+    ]  # fmt: skip
 
 
 DAMAGES = ["truncated", "zeroed", "empty", "no tensors", "no JSON", "other JSON", "no step", "other format"]

@@ -263,7 +263,7 @@ def _begin(store: Store, identity: RunIdentity, folder: Path, resume: Resume, re
     if last is not None:
         run = _run(folder, stored, False)
         reporter.say(f"{identity.title}: going on at {run.place} (checkpoint {run.age} old)")
-    elif not stored:
+    elif not stored and len(store.work_folders()) > 1:  # else there is no other one, and no manifest need be read
         for run in interrupted_runs(store):
             if not run.running and _alike(run.settings, identity.settings):
                 differing = ", ".join(differences(run.settings, identity.settings))
