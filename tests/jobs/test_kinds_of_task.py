@@ -320,3 +320,34 @@ def test_the_command_line_tags_words_and_answers_prompts(bases, questions, sente
     )
     assert "f1_entities" in cli("evaluate", "tagger", "--task", sentences).out
     assert cli("predict", "tagger", "[1, 2]").code == 2
+
+
+@pytest.mark.parametrize(
+    ("model_kind", "stated"), [("bert", "TOKEN_CLS"), ("llama", "TOKEN_CLS"), ("t5", "SEQ_2_SEQ_LM")]
+)
+def test_adapters_of_the_other_task_types_are_adopted_and_answer_the_same(model_kind, stated, bases, store, tmp_path):
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    cls = transformers.AutoModelForSeq2SeqLM if model_kind == "t5" else transformers.AutoModelForTokenClassification
+    extra = {} if model_kind == "t5" else {"num_labels": 3}
+    targets = {"bert": "query", "llama": "q_proj", "t5": "q"}[model_kind]
+    torch.manual_seed(2)
+    with compat.quiet_transformers():
+        model = get_peft_model(
+            cls.from_pretrained(bases(model_kind), **extra),
+            LoraConfig(task_type=stated, r=2, target_modules=[targets]),
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "mine")
+    names = None if model_kind == "t5" else ["O", "B-X", "I-X"]
+    entry = import_adapter(store, tmp_path / "mine", open_base(bases(model_kind)), label_names=names)
+    kind, metric = ("generation", "exact_match") if model_kind == "t5" else ("token-classification", "f1_entities")
+    assert (entry.manifest.task.kind, entry.manifest.task.metric) == (kind, metric)
+    loaded, _ = anytune.load(entry, store=store)
+    ids = torch.arange(10)[None] + 5
+    inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model_kind == "t5" else {})}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model.eval()(**inputs).logits, atol=1e-6, rtol=0)
