@@ -63,6 +63,8 @@ class TuneRecipe(TaskColumns):
     method: Method = "full"
     training: dict[str, Any] | None = None
     resume: Resume = "auto"
+    workers: int | None = None
+    fan_out: str = "processes"
     log_with: str | list[str] | None = None
     log_dir: str | None = None
     start_from: str | None = None
