@@ -22,6 +22,7 @@ from anytune.models.fingerprint import (
     known_folders,
 )  # fmt: skip
 from tests.models.conftest import KINDS, save, tiny_config, tiny_model
+from tests.models.kinds import make_config
 
 
 def rewrite(folder, change) -> None:
@@ -266,3 +267,20 @@ def test_a_dry_run_keeps_no_hash(tmp_path):
     assert not cache_file().exists()
     fingerprint_folder(folder)
     assert cache_file().exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [
+        ("gpt2", "n_positions", 32), ("gpt2", "activation_function", "relu"), ("electra", "embedding_size", 16),
+        ("deberta-v2", "pos_att_type", ["c2p"]), ("deberta-v2", "position_buckets", 4),
+        ("deberta-v2", "conv_kernel_size", 3), ("modernbert", "local_attention", 4), ("modernbert", "norm_bias", True),
+        ("llama", "rope_parameters", {"rope_type": "default", "rope_theta": 1000.0}), ("qwen3", "head_dim", 16),
+        ("qwen2", "rms_norm_eps", 1e-3), ("t5", "feed_forward_proj", "gated-gelu"), ("t5", "num_heads", 4),
+        ("t5", "tie_word_embeddings", False), ("t5", "relative_attention_max_distance", 16),
+    ],
+)  # fmt: skip
+def test_settings_that_change_what_a_kind_computes_change_its_config_hash(kind, setting, value):
+    plain, changed = make_config(kind, 96), make_config(kind, 96, **{setting: value})
+    assert fingerprint_config(plain) == fingerprint_config(make_config(kind, 96, id2label={0: "a", 1: "b"}))
+    assert fingerprint_config(plain) != fingerprint_config(changed)

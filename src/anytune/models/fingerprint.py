@@ -58,7 +58,8 @@ CONFIG_KEYS = (
     "rms_norm_eps", "norm_eps", "type_vocab_size", "pad_token_id", "is_decoder", "add_cross_attention",
     "tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn",
     "sliding_window", "use_sliding_window", "layer_types", "embedding_multiplier", "residual_multiplier",
-    "logits_scaling", "chunk_size_feed_forward",
+    "logits_scaling", "chunk_size_feed_forward", "local_attention", "global_attn_every_n_layers", "norm_bias",
+    "conv_kernel_size", "conv_groups", "conv_act", "dense_act_fn", "scale_decoder_outputs", "decoder_start_token_id",
 )  # fmt: skip
 
 
