@@ -179,6 +179,20 @@ def test_what_a_kill_left_half_written_goes_when_it_is_old(run, place, monkeypat
     assert interrupted_runs(Store(place)), "checkpoints are no leftovers"
 
 
+def test_a_store_opens_while_another_process_deletes_what_it_is_done_with(place, monkeypatch):
+    """The folder is gone between its being listed and being read."""
+    (place / ".work" / "run").mkdir(parents=True)
+    real = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("run"):
+            shutil.rmtree(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    Store(place)
+
+
 # On real disks, where this machine lets us have them
 
 

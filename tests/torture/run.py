@@ -14,6 +14,7 @@ so are the undisturbed runs: a difference that the fork made would show.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -190,15 +191,18 @@ class Torture:
         """Kill one command once or twice, start it again until it ends, and compare."""
         name = list(COMMANDS)[number % len(COMMANDS)]
         moment = Moment(name, self.draw.choice(KINDS), fresh=number % 10 == 9)
-        folder = self._case(f"moment-{number}")
         kinds = [moment.kind, *(["any time"] if self.draw.random() < 0.3 else [])]
-        for kind in kinds:
-            child = Child(self._words(name, folder), folder, moment.fresh)
-            self._strike(child, name, folder, kind)
-            if child.code == -signal.SIGKILL:
-                moment.kills += 1
-                moment.reached.append(self._reached(folder))
-            self._check_store(folder, moment)
+        for attempt in range(3):  # it may end before it is struck
+            folder = self._case(f"moment-{number}-{attempt}")
+            for kind in kinds:
+                child = Child(self._words(name, folder), folder, moment.fresh)
+                self._strike(child, name, folder, kind)
+                if child.code == -signal.SIGKILL:
+                    moment.kills += 1
+                    moment.reached.append(self._reached(folder))
+                self._check_store(folder, moment)
+            if moment.kills:
+                break
         child = Child(self._words(name, folder), folder, moment.fresh)
         if child.end() != 0:
             moment.wrong.append(f"exit code {child.code}: {child.log.read_text()[-300:]}")
@@ -207,8 +211,6 @@ class Torture:
         moment.wrong += self.whole[name].differences(Outcome.of(self._result(name, folder)))
         if Store(folder / "store").work_folders():
             moment.wrong.append("its work folder is still there")
-        if not moment.wrong:
-            shutil.rmtree(folder)
         return moment
 
     def _strike(self, child: Child, name: str, folder: Path, kind: str) -> None:
@@ -234,11 +236,14 @@ class Torture:
         patterns = [".work/*/.partial-step-*"] if kind == "checkpoint" else ["deltas/.partial-*", "bases/.partial-*"]
         seen: set[Path] = set()
         while child.running():
+            found: list[Path] = []
             for pattern in patterns:
-                for path in (folder / "store").glob(pattern):
-                    if path not in seen:
-                        seen.add(path)
-                        yield path
+                with contextlib.suppress(OSError):  # a folder vanishes while it is listed
+                    found += (folder / "store").glob(pattern)
+            for path in found:
+                if path not in seen:
+                    seen.add(path)
+                    yield path
             time.sleep(0.0002)
 
     def _check_store(self, folder: Path, moment: Moment) -> None:

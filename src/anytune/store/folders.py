@@ -160,7 +160,10 @@ def remove_leftovers(folder: Path, places: Iterable[str]) -> None:
     """Delete what killed runs left half-written long ago; anything younger may belong to a living run."""
     now = time.time()
     for place in places:
-        for leftover in folder.glob(f"{place}/{PARTIAL_PREFIX}*"):
+        found: list[Path] = []
+        with contextlib.suppress(OSError):  # another process deletes its own while we look: next time, then
+            found.extend(folder.glob(f"{place}/{PARTIAL_PREFIX}*"))
+        for leftover in found:
             with contextlib.suppress(OSError):
                 if now - last_touched(leftover) > LEFTOVER_AGE:
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
