@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,6 +14,7 @@ from anytune.models.answering import task_output
 from anytune.models.base import load_base, save_base
 from anytune.models.delta import FullDelta
 from anytune.models.fingerprint import fingerprint_state
+from anytune.models.weights import write_tensors
 from tests.models.conftest import LABELS, equal_bits, scatter
 from tests.models.kinds import DECODERS, ENCODERS, KINDS, POSITIONS, VARIANTS, make_kind
 
@@ -81,6 +84,30 @@ def test_the_head_is_every_module_that_the_base_file_lacks(kind, base_of):
             assert torch.equal(model.state_dict()[name], base.stored[name])
         again, _ = base.task_model(task, () if task == "regression" else LABELS, seed=4)
         assert equal_bits(dict(model.state_dict()), dict(again.state_dict()))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_file_of_the_bare_backbone_is_the_same_base_without_its_head(kind, base_of, tmp_path):
+    """As many hub files are: names without a prefix, no pre-training head, GPT-2's with its causal masks."""
+    base = base_of(kind)
+    own = {name: base.tensors()[name] for name in base.tensors()}
+    masks = {f"h.{block}.attn.bias": torch.ones(1, 1, 8, 8).tril() for block in range(2)} if kind == "gpt2" else {}
+    write_tensors(tmp_path / "model.safetensors", own | masks, {"format": "pt"})
+    shutil.copy(base.folder / "config.json", tmp_path)
+    base.copy_tokenizer(tmp_path)
+    bare = load_base(tmp_path)
+    assert bare.identity.backbone == base.identity.backbone
+    model, head = bare.task_model("classification", LABELS, seed=1)
+    from_whole, same = base.task_model("classification", LABELS, seed=1)
+    assert head == same
+    for name in set(model.state_dict()) - set(head):
+        assert torch.equal(model.state_dict()[name], from_whole.state_dict()[name])
+    pretraining, missing = bare.pretraining_model(seed=1)
+    assert all(base.anatomy.is_pretraining_head(name) for name in missing)
+    assert pretraining.get_output_embeddings().weight is pretraining.get_input_embeddings().weight
+    assert bool(missing) == (kind in ENCODERS)  # the others' heads are the word embeddings and nothing else
+    again, _ = bare.pretraining_model(seed=1)
+    assert equal_bits(dict(pretraining.state_dict()), dict(again.state_dict()))
 
 
 @pytest.mark.parametrize("kind", ALL)
