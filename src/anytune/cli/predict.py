@@ -41,7 +41,9 @@ def predict(
     max_new_tokens: Annotated[int, typer.Option(help="Longest response in tokens (generation).", min=1)] = 256,
     json: Annotated[bool, typer.Option("--json", help="Print JSON lines, one object per text.")] = False,
 ) -> None:
-    """Predict labels, values, a tag for each word, or the response to a prompt.
+    """Predict labels, values, tags or responses.
+
+    A tag is predicted for each word, a response for each prompt.
 
     Example: anytune predict reviews-lora-bert-tiny "A quiet, moving film."
     """
