@@ -56,6 +56,7 @@ def test_tune_hands_every_option_to_the_job(cli, monkeypatch):
         "base": "b", "task": "t.csv", "seeds": [3, 1], "store": "s", "name": "n", "keep": "scores",
         "tags": {"arm": "x"}, "start_from": "d", "resume": "must", "train_size": 8, "per_class": 2, "text": "a,b",
         "label": "l", "metric": "macro_f1", "log_with": ["tensorboard", "trackio"], "log_dir": "l", "dry_run": False,
+        "workers": None, "fan_out": "processes",
         "kind": "classification", "validation": "v.csv", "test": "w.csv", "limit": 9, "label_names": ["x", "y"],
         "method": [{"name": "lora", "settings": {"r": 4}}, {"name": "llrd", "settings": {}}],
         "training": {"steps": 7, "epochs": 1.5, "batch_size": 4, "learning_rate": 1e-4, "max_length": 32,
@@ -324,7 +325,10 @@ def test_demo_hands_its_options_to_the_job_and_prints_the_page(cli, monkeypatch)
     answer = cli("demo", "--fast", "--model", "minilm-l6", "--folder", "here", "--seeds", "2", "--workers", "1")
     assert answer.out == "anytune-demo/report.html\n"
     del given["reporter"]
-    assert given == {"model": "minilm-l6", "fast": True, "folder": "here", "seeds": [0, 1], "workers": 1}
+    assert given == {
+        "model": "minilm-l6", "fast": True, "folder": "here", "seeds": [0, 1], "workers": 1, "fan_out": "processes",
+        "dry_run": False,
+    }  # fmt: skip
     assert opened == []  # no terminal, no browser
 
 

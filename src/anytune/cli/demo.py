@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from anytune.cli import options, values
+from anytune.cli import forecasts, options, values
 
 
 def demo(
@@ -22,6 +22,7 @@ def demo(
     workers: options.Workers = None,
     fan_out: options.FanOut = "processes",
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Show the whole life cycle on a small real model.
@@ -34,9 +35,15 @@ def demo(
     from anytune.engine.progress import reporter
     from anytune.jobs.demo import demo as job
 
-    page = job(
-        model=model, fast=fast, folder=folder, seeds=chosen, workers=workers, fan_out=fan_out, reporter=reporter(quiet)
-    )
+    page: Any = job(
+        model=model, fast=fast, folder=folder, seeds=chosen, workers=workers, fan_out=fan_out, dry_run=dry_run,
+        reporter=reporter(quiet),
+    )  # fmt: skip
+    if dry_run:
+        from anytune.engine.fanout import worker_count
+
+        forecasts.print_forecasts(page, workers=worker_count(len(page), workers))
+        return
     print(page)
     if open_page and sys.stdout.isatty() and has_display():
         import webbrowser

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from anytune.cli import options, show, values
+from anytune.cli import forecasts, options, show, values
 
 
 def evaluate(
@@ -30,6 +30,7 @@ def evaluate(
     test: options.Test = None,
     limit: options.Limit = None,
     label_names: options.LabelNames = None,
+    dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
     """Score a delta on a split of its task.
@@ -43,6 +44,14 @@ def evaluate(
     from anytune.jobs.load import evaluate as job
 
     [source] = values.placed([("task", task, task_option)])
+    if dry_run:
+        from anytune.jobs.use_forecasts import forecast_evaluation
+
+        found = forecast_evaluation(
+            delta, source, split=split, store=store, base=base, batch_size=batch_size, **columns
+        )  # fmt: skip
+        forecasts.print_forecasts([found], json=json)
+        return
     scores = job(delta, source, split=split, store=store, base=base, batch_size=batch_size, **columns)
     if json:
         show.print_json({"delta": delta, "split": split, "scores": scores})

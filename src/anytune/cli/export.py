@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from anytune.cli import options
+from anytune.cli import forecasts, options
 
 
 def export(
@@ -15,6 +15,7 @@ def export(
     out: Annotated[str | None, typer.Option(help="The folder to write (default: DELTA-exported).")] = None,
     store: options.Store = None,
     base: Annotated[str | None, typer.Option(help="The delta's base, if it is not found by itself.")] = None,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Write a delta for other tools.
 
@@ -22,6 +23,12 @@ def export(
 
     Example: anytune export reviews-lora-bert-tiny --out reviews-adapter
     """
+    final = out or f"{Path(delta).name}-exported"
+    if dry_run:
+        from anytune.jobs.use_forecasts import forecast_writing
+
+        forecasts.print_forecasts([forecast_writing("export", delta, final, store=store, base=base)])
+        return
     from anytune.jobs.load import export as job
 
-    print(job(delta, out or f"{Path(delta).name}-exported", store=store, base=base))
+    print(job(delta, final, store=store, base=base))

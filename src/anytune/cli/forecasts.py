@@ -11,6 +11,8 @@ from anytune.cli import show
 if TYPE_CHECKING:
     from anytune.jobs.forecast import Forecast
 
+#: Runs whose cost is written out; a plan of many has more than anybody reads.
+DETAILED = 4
 STATES = {"new": "to be made", "stored": "in the store already", "begun": "goes on"}
 
 
@@ -32,10 +34,13 @@ def print_forecasts(forecasts: Sequence[Forecast], *, json: bool = False, worker
     )  # fmt: skip
     for note in dict.fromkeys(note for one in forecasts for note in one.notes):
         print(f"note: {note}")
-    for one in distinct(forecasts):
+    detailed = distinct(forecasts)
+    for one in detailed[:DETAILED]:
         print(f"\n{one.job} {one.name}")
         for name, text in cost(one):
             print(f"  {name:<10} {text}")
+    if len(detailed) > DETAILED:
+        print(f"\n{len(detailed) - DETAILED} more were measured alike; each run is in the table above")
     over = f" in {workers} processes" if workers > 1 else ""
     print(
         f"\nin all: {total['runs']} run{'' if total['runs'] == 1 else 's'}, {total['steps']:,} steps, about "
@@ -54,6 +59,8 @@ def record(forecast: Forecast) -> dict[str, Any]:
 
 def state(forecast: Forecast) -> str:
     """``"goes on after step 300"``."""
+    if forecast.job == "evaluate":
+        return "to be scored"
     return STATES[forecast.state] + (f" after step {forecast.done}" if forecast.state == "begun" else "")
 
 

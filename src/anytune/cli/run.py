@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anytune.cli import options, show
+from anytune.cli import forecasts, options, show
 
 
 def run(
@@ -17,6 +17,7 @@ def run(
     ] = None,
     store: options.Store = None,
     check: Annotated[bool, typer.Option("--check", help="Only check it, and print what would run.")] = False,
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
@@ -30,6 +31,10 @@ def run(
     loaded = recipes.load_recipe(source, overrides or [])
     if check:
         show.print_json(loaded.resolved() if loaded.several else loaded.resolved()[0])
+        return
+    if dry_run:
+        planned = recipes.run(source, overrides or [], store=store, dry_run=True)
+        forecasts.print_forecasts(planned, json=json)
         return
     from anytune.engine.progress import reporter
 

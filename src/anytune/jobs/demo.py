@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from anytune.engine.progress import Reporter, Silent
 from anytune.errors import SampleError, SettingsError, unknown
 from anytune.evaluate import compare, runs_of, verdicts
 from anytune.jobs.bases import add_base
+from anytune.jobs.forecast import Forecast, standing_in, unwritten
 from anytune.jobs.opening import open_base
+from anytune.jobs.planning import Planner
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recycle import recycle
 from anytune.jobs.report import report
@@ -85,6 +88,7 @@ SCALES = {
 }
 
 
+@unwritten
 def demo(
     *,
     model: str = "bert-tiny",
@@ -93,6 +97,7 @@ def demo(
     seeds: Sequence[int] | None = None,
     workers: int | None = None,
     fan_out: str = "processes",
+    dry_run: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
     """Run the whole life cycle and make its page.
@@ -106,6 +111,7 @@ def demo(
         seeds: other seeds than the default 0, 1, 2 (0 when fast).
         workers: processes; default one per core, at most 8.
         fan_out: what the workers are: "processes" of this machine, or "ray".
+        dry_run: make nothing; give a list of :class:`~anytune.jobs.forecast.Forecast` in place of the page.
 
     Returns:
         The page, ``folder/report.html``.
@@ -124,6 +130,9 @@ def demo(
     store = Store(Path(folder) / "store")
     parts = gather(tell)
     plan = units(parts, scale, str(store.folder))
+    if dry_run:
+        forecasts: Any = forecast(model, plan, store)
+        return forecasts
     count = worker_count(len(plan), workers)
     tell.say(estimate(model, plan, count))
     base = warmed(model, tell=tell) if model in WARMINGS else open_base(f"sample:{model}")
@@ -206,12 +215,34 @@ def units(parts: Sequence[Part], scale: Scale, store: str) -> list[Unit]:
     return plan
 
 
+def forecast(model: str, plan: Sequence[Unit], store: Store) -> list[Forecast]:
+    """What the jobs would cost, in order; bases and deltas that are still to be made are stood in for."""
+    planner = Planner()
+    if not store.find("base") and model in WARMINGS and warmed_folder(model).exists():
+        planner.stand_in("v0", warmed(model))
+    elif not store.find("base"):
+        planner.stand_in("v0", open_base(f"sample:{model}"))  # of the same shape, if it is still to be warmed
+    made = []
+    for unit in plan:
+        given = dict(unit.arguments)
+        pending = f"{given['task'].removeprefix('sample:')}-full-v0" if unit.function is carry_over else ""
+        if pending in planner.deltas:
+            made += planner.forecast("recycle", {**given, "delta": pending})
+        elif unit.function is carry_over:
+            with standing_in() if given["base"] in planner.bases else nullcontext():
+                made += carry_over(**{**given, "base": planner.bases.get(given["base"], given["base"])}, dry_run=True)
+        else:
+            made += planner.forecast("pretrain" if unit.function is pretrain else "tune", given)
+    return made
+
+
 def carry_over(
     *, store: str, base: str, task: str, method: str, keep: str, seeds: Sequence[int], train_size: int,
-    training: dict[str, Any], reporter: Reporter | None = None,
-) -> None:  # fmt: skip
+    training: dict[str, Any], dry_run: bool = False, reporter: Reporter | None = None,
+) -> list[Any]:  # fmt: skip
     """Recycle the v0 delta of each seed onto ``base``, with the same seed."""
     place = Store(store)
+    made: list[Any] = []
     name = task.removeprefix("sample:")
     for seed in seeds:
         [outdated] = [
@@ -219,7 +250,8 @@ def carry_over(
             for entry in place.find("delta", task=name, base="v0", seed=seed, tags={"arm": "fresh"})
             if entry.manifest.training["steps"] == training["steps"]
         ]
-        recycle(
+        made += recycle(
             outdated, base, store=place, method=method, task=task, train_size=train_size, seeds=[seed],
-            training=training, keep=keep, reporter=reporter,
+            training=training, keep=keep, dry_run=dry_run, reporter=reporter,
         )  # fmt: skip
+    return made

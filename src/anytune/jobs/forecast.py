@@ -7,8 +7,9 @@ artefact, no work folder, no cache. Data that the run needs anyway (a sample, a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -80,6 +81,19 @@ class Forecast:
     notes: tuple[str, ...] = ()
 
 
+_STANDING_IN: ContextVar[bool] = ContextVar("standing_in", default=False)
+
+
+@contextmanager
+def standing_in() -> Iterator[None]:
+    """Inside, runs are forecast on stand-ins for what earlier jobs would make; none of them is in the store yet."""
+    before = _STANDING_IN.set(True)
+    try:
+        yield
+    finally:
+        _STANDING_IN.reset(before)
+
+
 def unwritten(job: Callable[P, T]) -> Callable[P, T]:
     """A job that writes no cache when it is called with ``dry_run=True``."""
 
@@ -116,9 +130,11 @@ def forecast_run(
         pending: the run needs what an earlier one of the same command makes; another base or delta of the same shape
             stands for it here, so nothing in the store can be this run.
     """
+    pending = pending or _STANDING_IN.get()
     place = store.folder / {"base": "bases", "delta": "deltas"}[kind]
     made = Forecast(
-        job=str(identity.decides["job"]), name=slug(name), place=place, seed=identity.decides["seed"], precision=runtime.precision,
+        job=str(identity.decides["job"]), name=slug(name), place=place, seed=identity.decides["seed"],
+        precision=runtime.precision,
         precision_reason=runtime.reason, device=runtime.device.type, threads=torch.get_num_threads(),
         processes=runtime.world, notes=(PENDING,) if pending else (),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def load(
         WrongBaseError: ``base`` is not the one it belongs to.
         StoreError, DeltaError: it is missing, damaged, or does not answer as it did.
     """
-    place = _store_for(delta, store)
+    place = store_for(delta, store)
     entry = open_delta(delta, place)
     if check:
         place.verify(entry)
@@ -85,7 +85,7 @@ def predict(
     Raises:
         DataError: there is no text, or one is empty.
     """
-    place = _store_for(delta, store)
+    place = store_for(delta, store)
     entry = open_delta(delta, place)
     manifest = entry.manifest
     kind = manifest.task.kind if manifest.task else "classification"
@@ -173,20 +173,12 @@ def evaluate(
     Returns:
         Metric -> value, the task's main metric first.
     """
-    place = _store_for(delta, store)
+    place = store_for(delta, store)
     entry = open_delta(delta, place)
     manifest = entry.manifest
-    if split not in ("train", "validation", "test"):
-        raise DataError(f"split = '{split}'", fix="train, validation or test")
-    source = task if task is not None else manifest.task.ref if manifest.task else None
-    if source is None:
-        raise StoreError(f"'{entry.reference}' does not say where its task's data are", fix="--task FILE")
-    data = open_task(source, **{**known_columns(manifest), **columns})
-    check_labels(manifest, data)
-    belongs = base_of_delta(entry, place, base)
+    belongs, data, length = scored_task(entry, place, task, split, base, columns)
     model, _ = load(entry, store=place, base=belongs)
     runtime = make_runtime("fp32")
-    length = int(manifest.training.get("max_length", 128))
     scorer = Scorer(
         task=data, encoded=getattr(EncodedTask.of(data, belongs, length), split), split=split, base=belongs,
         batch_size=batch_size, runtime=runtime,
@@ -195,6 +187,21 @@ def evaluate(
     if manifest.task is not None and manifest.task.content == data.content:
         place.update(entry, scores={split: found.scores})
     return dict(found.scores)
+
+
+def scored_task(
+    entry: Entry, place: Store, task: Task | Source | None, split: str, base: Any, columns: Mapping[str, Any]
+) -> tuple[Base, Task, int]:
+    """The base of a delta, the task it is scored on, and the tokens it reads of each example."""
+    manifest = entry.manifest
+    if split not in ("train", "validation", "test"):
+        raise DataError(f"split = '{split}'", fix="train, validation or test")
+    source = task if task is not None else manifest.task.ref if manifest.task else None
+    if source is None:
+        raise StoreError(f"'{entry.reference}' does not say where its task's data are", fix="--task FILE")
+    data = open_task(source, **{**known_columns(manifest), **columns})
+    check_labels(manifest, data)
+    return base_of_delta(entry, place, base), data, int(manifest.training.get("max_length", 128))
 
 
 def merge(
@@ -212,8 +219,8 @@ def merge(
     Raises:
         StoreError: ``out`` exists or cannot be written.
     """
-    final = _free(out)
-    place = _store_for(delta, store)
+    final = free_place(out)
+    place = store_for(delta, store)
     entry = open_delta(delta, place)
     belongs = base_of_delta(entry, place, base)
     model, _ = load(entry, store=place, base=belongs)
@@ -235,14 +242,14 @@ def export(
 
     The manifest goes along, so that the folder can be imported again.
     """
-    place = _store_for(delta, store)
+    place = store_for(delta, store)
     entry = open_delta(delta, place)
     place.verify(entry)
     if entry.manifest.form == "full":
         return merge(entry, out, store=place, base=base)
     if entry.manifest.form == "scores":
         load_delta(entry)  # raises: there are no weights
-    final = _free(out)
+    final = free_place(out)
     with staged_folder(final) as folder:
         for name in ("adapter_config.json", "adapter_model.safetensors", "README.md", MANIFEST_NAME):
             if (entry.folder / name).is_file():
@@ -279,14 +286,15 @@ def _installed(entry: Entry, base: Base) -> Any:
     return install_delta(load_delta(entry), model, base, trainable=False)
 
 
-def _free(out: str | Path) -> Path:
+def free_place(out: str | Path) -> Path:
+    """The folder to write, which must not be there yet (StoreError)."""
     final = Path(out)
     if final.exists():
         raise StoreError(f"{final} exists", why="Nothing is written over.", fix=f"another --out, or remove {final}")
     return final
 
 
-def _store_for(delta: Entry | Source, store: Store | Source | None) -> Store:
+def store_for(delta: Entry | Source, store: Store | Source | None) -> Store:
     """The store given; else the one around the delta's folder; else the default one."""
     if store is None and not isinstance(delta, Entry) and Path(delta).is_dir():
         root = Path(delta).resolve().parent.parent
