@@ -109,3 +109,52 @@ def test_several_workers_share_time_and_need_memory_each():
     assert summed(runs, workers=2) == {
         "runs": 4, "stored": 0, "steps": 16, "seconds": 4.0, "disk": 160, "memory": 200
     }  # fmt: skip
+
+
+class Says(Silent):
+    """Notes what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(("precision", "times"), [("auto", 1), ("bf16", 0), ("fp32", 0)])
+def test_a_precision_that_was_chosen_by_itself_is_said_once_for_all_seeds(
+    cache, tiny_base, tiny_task, monkeypatch, precision, times
+):
+    monkeypatch.setattr("anytune.engine.runtime.bf16_by", lambda device: "amx_bf16")
+    asked = {"store": cache / "store", "training": {**TRAINING, "steps": 1, "precision": precision}, "seeds": (0, 1)}
+    tell = Says()
+    [entry, _] = tune(tiny_base, tiny_task, **asked, reporter=tell)
+    said = [line for line in tell.said if "bf16 autocast: this CPU multiplies bf16 in hardware (amx_bf16)" in line]
+    assert len(said) == times
+    assert entry.manifest.environment.precision == ("fp32" if precision == "fp32" else "bf16")
+    tell.said.clear()
+    tune(tiny_base, tiny_task, **asked, reporter=tell)
+    assert tell.said == [], "nothing is computed, so no precision is chosen"
+
+
+def test_trackers_get_the_lines_of_the_log_and_decide_nothing(cache, tiny_base, tiny_task):
+    pytest.importorskip("tensorboard")
+    import json
+
+    from tests.engine.test_tracking import read_tensorboard
+
+    asked = {"training": TRAINING | {"evaluate_every": 1}, "log_with": "tensorboard", "log_dir": cache / "logs"}
+    [plain] = tune(tiny_base, tiny_task, store=cache / "plain", training=asked["training"])
+    with pytest.raises(InterruptedRunError):
+        tune(tiny_base, tiny_task, store=cache / "followed", **asked, reporter=InterruptAt(4))
+    [followed] = tune(tiny_base, tiny_task, store=cache / "followed", **asked)
+    assert followed.manifest.run == plain.manifest.run
+    assert followed.manifest.id == plain.manifest.id, "the same bits, cut or not, followed or not"
+    assert str(cache) not in (followed.folder / "anytune.json").read_text()
+    [folder] = (cache / "logs" / "tensorboard").iterdir()
+    rows = read_tensorboard(folder)
+    lines = [json.loads(line) for line in (followed.folder / "metrics.jsonl").read_text().splitlines()]
+    train = {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+    assert rows["train/loss"] == [(step, pytest.approx(loss, rel=1e-6)) for step, loss in train.items()]
+    assert [step for step, _ in rows["validation/accuracy"]] == [0, 1, 2, 3, 4, 5, 6]
+    assert rows["train/learning_rate"]
