@@ -33,11 +33,12 @@ format: $(VENV)/.developing
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) torch
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[all]"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[gguf,figures]"
 	touch $@
 
 $(VENV)/.developing: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) "pip>=25.1"
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[all]"
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --group dev
 	touch $@
 
