@@ -320,7 +320,7 @@ def _thread_variables(threads: int) -> Iterator[None]:
 
 
 def _drive(units: Sequence[Unit], workers: Workers, title: str, reporter: Reporter) -> None:
-    waiting, running, done = list(units), set[str](), set[str]()
+    waiting, running, done, said = list(units), set[str](), set[str](), set[str]()
     made, of_unit = 0, {unit.name: 0 for unit in units}
     planned = {unit.name: unit.steps for unit in units}
     looked = time.monotonic()
@@ -346,7 +346,9 @@ def _drive(units: Sequence[Unit], workers: Workers, title: str, reporter: Report
             made += value
             show()
         elif kind == "say":
-            reporter.say(value)
+            if value not in said:  # what is true of every unit is said by each of them
+                reporter.say(value)
+            said.add(value)
         elif kind == "done":
             running.discard(name)
             done.add(name)
