@@ -25,7 +25,7 @@ micro-batches by their share of the step's items, so that accumulating k batches
 With several processes every hook runs in each of them, on the process's own batches, and every hook must leave equal
 weights everywhere: torch's global generator differs from process to process (dropout does), so what must be equal (a
 mask, a perturbation) is drawn from a generator of the method's own, seeded from ``run.seed``. Where the weights are
-split up (``sharding: fsdp``), ``prepare`` and ``finish`` see plain whole weights, and the hooks in between see DTensors,
+split up (``sharding: fsdp``), ``prepare`` and ``finish`` see plain whole weights; the hooks in between see DTensors,
 new objects under the old names: keep names, never parameters or tensor hooks, and make what is combined with a weight
 from it (``torch.zeros_like(weight)``). A method that cannot declares ``sharded = False``.
 """
