@@ -161,7 +161,10 @@ def test_a_delta_on_the_wrong_base_is_refused_with_both_names_and_the_command(ti
     assert "anytune recycle" in text
 
 
-def test_the_base_of_a_delta_is_found_without_any_path_in_the_manifest(tiny_base, tiny_task, store):
+def test_the_base_of_a_delta_is_found_without_any_path_in_the_manifest(
+    tiny_base, tiny_task, store, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path / "cache"))  # which has seen no other copy of this base
     [entry] = anytune.tune(tiny_base, tiny_task, store=store, training=TRAINING)
     assert str(tiny_base) not in (entry.folder / "anytune.json").read_text()
     assert base_of_delta(entry, store).folder == tiny_base

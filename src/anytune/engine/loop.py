@@ -26,7 +26,7 @@ from anytune.engine.run_state import RunState, TrainingResult, library_versions
 from anytune.engine.runtime import Runtime, derive_seed
 from anytune.engine.settings import TrainingSettings, decisive, differences, learning_rate_share
 from anytune.engine.sharding import Alone, Copies, Placed, ShardedModel, check_sharded
-from anytune.engine.stages import default_groups, stage_borders
+from anytune.engine.stages import method_groups, stage_borders
 from anytune.engine.tracking import RunLog, TrackedRun
 from anytune.errors import TrainingError
 from anytune.manifests import METRICS_NAME, CurvePoint
@@ -204,11 +204,7 @@ class Loop:
 
     def prepare(self, begin: int = 0, resumed: Snapshot | None = None) -> Placed:
         """A stage's optimizer, and what the launcher wraps around the step module."""
-        groups = default_groups(self.model, self.learning_rate, self.settings.weight_decay)
-        for method in self.methods:
-            groups = method.param_groups(self.model, groups)
-        for group in groups:
-            group["peak"] = group["lr"]
+        groups = method_groups(self.model, self.methods, self.learning_rate, self.settings.weight_decay)
         self.state.optimizer = torch.optim.AdamW(groups, fused=self.runtime.device.type in ("cpu", "cuda"))
         placed: Placed
         if self.sharded is not None:
