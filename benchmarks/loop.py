@@ -40,6 +40,8 @@ from anytune.data.domains import load_domain
 from anytune.data.packing import pack
 from anytune.data.samples import cache_folder, sample_folder
 from anytune.data.tasks import load_task
+from anytune.engine.allocator import keep_freed_memory
+from anytune.engine.checkpoints import checkpoints
 from anytune.engine.loop import train
 from anytune.engine.runtime import make_runtime
 from anytune.engine.settings import training_settings
@@ -176,7 +178,7 @@ def run_trainer(work: Workload, grouped: bool = False) -> Stopwatch:
         arguments = transformers.TrainingArguments(
             folder, per_device_train_batch_size=BATCH, max_steps=work.steps, learning_rate=RATE,
             bf16=work.precision == "bf16", use_cpu=not torch.cuda.is_available(), save_strategy="no",
-            disable_tqdm=True, logging_strategy="no", report_to="none", warmup_steps=0,
+            disable_tqdm=True, log_level="error", logging_strategy="no", report_to="none", warmup_steps=0,
             train_sampling_strategy="group_by_length" if grouped else "random",
         )  # fmt: skip
         trainer = transformers.Trainer(
@@ -257,12 +259,8 @@ def checkpoint_cost(work: Workload, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         plain = run_anytune(work).seconds
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-            from anytune.engine import checkpoints
-
-            began = time.perf_counter()
             saved = run_anytune(work, Path(folder), checkpoint_every=max(1, work.steps // 2))
-            del began
-            written = [path for path in checkpoints.checkpoints(Path(folder)) if path.is_dir()]
+            written = [path for path in checkpoints(Path(folder)) if path.is_dir()]
             size = sum(file.stat().st_size for path in written for file in path.iterdir()) / max(1, len(written))
         # one checkpoint falls within work.steps steps; scaled to one in 100
         shares.append((saved.seconds - plain) / plain * work.steps / 100)
@@ -279,14 +277,38 @@ def apart(arm: str, model: str, kind: str, precision: str) -> dict[str, float]:
     return found
 
 
+def side_by_side(model: str, kind: str, precision: str, rounds: int) -> list[dict[str, Any]]:
+    """Each arm in processes of its own, in turn: time to the first step, peak memory, speed."""
+    arms = ("anytune", "anytune, keeping", "trainer")
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+    for _ in range(rounds):
+        for arm in arms:
+            found[arm].append(apart(arm, model, kind, precision))
+    print(f"\n{kind} {model} {precision}, each arm in a process of its own")
+    rows = []
+    for arm in arms:
+        values = {key: [one[key] for one in found[arm]] for key in found[arm][0]}
+        ratios = [ours / plain["steps_per_second"]
+                  for ours, plain in zip(values["steps_per_second"], found["anytune"], strict=True)]  # fmt: skip
+        print(f"  {arm:17} first step {spread(values['first_step'])} s, peak {spread(values['peak_mib'], 0)} MiB, "
+              f"steps/s over anytune's {spread(ratios)}", flush=True)  # fmt: skip
+        rows.append({"workload": f"{kind} {model} {precision}", "arm": arm, **values})
+    return rows
+
+
 def child(arm: str, model: str, kind: str, precision: str) -> None:
+    """One arm alone: ``anytune, keeping`` runs as the command line does, with freed memory kept in the process."""
+    if arm.endswith(", keeping"):
+        assert keep_freed_memory()
     work = language_modelling(model, precision, 8) if kind == "mlm" else classification(model, "hpo", precision, 128)
     before = time.perf_counter()
-    watch = ARMS[arm](work)
+    watch = ARMS[arm.removesuffix(", keeping")](work)
+    speed = (len(watch.ends) - 3) / (watch.ends[-1] - watch.ends[2])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**20
-    print(json.dumps({"first_step": watch.ends[0] - before, "peak_mib": peak}))
+    found = {"first_step": watch.ends[0] - before, "peak_mib": peak, "steps_per_second": speed}
+    print(json.dumps(found))
 
 
 def profile(work: Workload) -> str:
@@ -331,11 +353,7 @@ def main() -> None:
                     rows.append(compare(work, list(ARMS), given.rounds))
             if "apart" in chosen:
                 for kind in ("mlm", "tune"):
-                    for arm in ("anytune", "trainer"):
-                        found = apart(arm, model, kind, precision)
-                        print(f"{kind} {model} {precision} {arm}: first step after {found['first_step']:.2f} s, "
-                              f"peak memory {found['peak_mib']:,.0f} MiB")  # fmt: skip
-                        rows.append({"workload": f"{kind} {model} {precision}", "arm": arm, **found})
+                    rows += side_by_side(model, kind, precision, given.rounds)
     if "checkpoint" in chosen and "minilm-l6" in given.models:
         work = language_modelling("minilm-l6", given.precisions[-1], 100)
         rows.append(checkpoint_cost(work, max(1, given.rounds // 2)))

@@ -30,6 +30,7 @@ from anytune.cli import (
     tune,
 )
 from anytune.cli.failures import Guarded, hang_up, interrupted, leave_speech_to_first
+from anytune.engine.allocator import keep_freed_memory
 
 
 def build(rich_help: bool = False) -> typer.Typer:
@@ -77,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line (``sys.argv`` by default); ends with SystemExit: 0, 2 (yours to put right) or 1 (a bug)."""
     safe_output()
     leave_speech_to_first()
+    if arguments is None:  # the process is ours
+        keep_freed_memory()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:1] == ["--version"]:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from anytune.engine.allocator import keep_freed_memory
 from anytune.engine.processes import launched
 from anytune.engine.progress import Reporter
 from anytune.errors import AnytuneError, SettingsError, TrainingError, unknown
@@ -109,6 +110,7 @@ def _work(units: Any, messages: Any, threads: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it ends us by SIGTERM
     torch.set_num_threads(threads)
+    keep_freed_memory()
     while (unit := _next(units)) is not None:
         if not perform(unit, messages.put):
             return
