@@ -11,8 +11,10 @@ CONSTRAINTS ?= -c constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/anytune demo $(DEMO)
 
+# One thread a process, a process a core: threads of several processes would wait for each other.
+WORKERS ?= logical
 test: lint
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadscope $(TESTS)
 
 # Commands killed at random moments and started again: the same bits, and no half artefact in any store.
 MOMENTS ?= 50
@@ -20,14 +22,14 @@ torture: $(VENV)/.developing
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.torture.run --moments $(MOMENTS)
 
 lint: $(VENV)/.developing
-	$(BIN)/ruff check src tests examples
-	$(BIN)/ruff format --check src tests examples
+	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.developing
-	$(BIN)/ruff check --fix src tests examples
-	$(BIN)/ruff format src tests examples
+	$(BIN)/ruff check --fix src tests examples benchmarks
+	$(BIN)/ruff format src tests examples benchmarks
 
 # The CPU build of torch is asked for by version first: a plain `torch` may bring gigabytes of GPU libraries.
 $(VENV)/.installed: pyproject.toml constraints.txt

