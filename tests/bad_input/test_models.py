@@ -15,6 +15,12 @@ from tests.bad_input.checks import QUICK, check, content, refused
 from tests.conftest import write_tiny_base
 
 
+@pytest.fixture(autouse=True)
+def _cache_apart(_own_cache, monkeypatch, tmp_path_factory):
+    """Damaged copies of a base are not to be found by other tests, which look for it by its hash."""
+    monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def base(tiny_base, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_base, tmp_path / "mine"))
