@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 
 import pytest
 import torch
@@ -10,23 +9,9 @@ import torch
 from anytune.engine import loop as loop_module
 from anytune.engine.checkpoints import newest
 from anytune.engine.interrupts import InterruptedRunError
-from anytune.engine.progress import Silent
 from anytune.errors import TrainingError
 from tests.engine.conftest import Points
-
-
-class Says(Silent):
-    """Remembers what was said, and presses Ctrl-C in a step."""
-
-    def __init__(self, end_at=None):
-        self.end_at, self.said = end_at, []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def step(self, step, values):
-        if step == self.end_at:
-            os.kill(os.getpid(), signal.SIGINT)
+from tests.reporters import Says
 
 
 @pytest.fixture

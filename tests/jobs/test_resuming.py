@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 
 import pytest
@@ -11,30 +9,16 @@ import torch
 import anytune
 from anytune.data.batches import ExampleBatches
 from anytune.engine.interrupts import InterruptedRunError
-from anytune.engine.progress import Silent
 from anytune.errors import DeltaError, SettingsError, StoreError, TrainingError, WrongBaseError
 from anytune.jobs import resuming, tuning
 from anytune.jobs.resuming import RUN_NAME, forget, interrupted_runs
 from anytune.jobs.tuning import load_delta
 from anytune.store import Store
 from anytune.store.folders import held
+from tests.reporters import Says
 
 TRAINING = {"steps": 8, "batch_size": 8, "max_length": 16, "learning_rate": 1e-3, "precision": "fp32",
             "checkpoint_every": 2, "evaluate_every": 4, "keep": "last"}  # fmt: skip
-
-
-class Says(Silent):
-    """Remembers what was said, and presses Ctrl-C in a step."""
-
-    def __init__(self, end_at=None):
-        self.end_at, self.said = end_at, []
-
-    def say(self, text):
-        self.said.append(text)
-
-    def step(self, step, values):
-        if step == self.end_at:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.fixture
