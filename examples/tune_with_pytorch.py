@@ -24,11 +24,13 @@ batches = ExampleBatches(train, 16, derive_seed(SEED, "order"))
 model, head_names = base.task_model(task.kind, task.label_names, derive_seed(SEED, "head"))
 
 method = create("bitfit")
-run = Run(seed=derive_seed(SEED, "method"), steps=STEPS, anatomy=base.anatomy, head_names=head_names)
+run = Run(seed=derive_seed(SEED, "method"), steps=STEPS, anatomy=base.anatomy, head_names=head_names,
+          objective=objective, batches=batches, base=base)  # fmt: skip
 torch.manual_seed(derive_seed(SEED, "train"))
 model = method.prepare(model, run)
 step_module = StepModule(model, [method], objective)
 optimizer = torch.optim.AdamW(method_groups(model, [method], learning_rate=2e-3, weight_decay=0.0), fused=True)
+method.attach(model, optimizer)
 for step in range(STEPS):
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * learning_rate_share(step, STEPS, warmup=0.06, schedule="linear")

@@ -178,8 +178,10 @@ class Bench:
                 batches = ExampleBatches(encoded, options.batch_size, 3)
                 model, head_names = base.task_model(task.kind, task.label_names, 7)
             before_move = state(model)
+            objective = LanguageModelling(base.anatomy) if room == "pretrain" else Classification()
             run = Run(seed=derive_seed(11), steps=steps, anatomy=base.anatomy, head_names=head_names,
-                      install_outdated=self._install if room == "recycle" else None)  # fmt: skip
+                      install_outdated=self._install if room == "recycle" else None,
+                      objective=objective, batches=batches, base=base, device=torch.device("cpu"))  # fmt: skip
             for method in methods:
                 model = method.prepare(model, run)
             if precise:
@@ -187,7 +189,6 @@ class Bench:
             # what a method that does not train changes is the model it was given
             before = state(model) if all(method.trains for method in methods) else before_move
             names = {found for found, parameter in model.named_parameters() if parameter.requires_grad}
-            objective = LanguageModelling(base.anatomy) if room == "pretrain" else Classification()
             seen = [batches.batch(number) for number in range(batches.batches_per_epoch)]
             first_loss = mean_loss(model, objective, seen)
             result = train(

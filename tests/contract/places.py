@@ -77,7 +77,8 @@ class Places:
 
     def run(self, head_names: list[str]) -> Run:
         return Run(seed=derive_seed(SEED, "method"), steps=self.steps, anatomy=self.base.anatomy,
-                   head_names=head_names, install_outdated=self.install)  # fmt: skip
+                   head_names=head_names, install_outdated=self.install, objective=self.objective,
+                   batches=self.batches, base=self.base, device=torch.device("cpu"))  # fmt: skip
 
     # ------------------------------------------------------------------ the places
 
@@ -113,7 +114,7 @@ class Places:
         changed = given.pop("arguments", {})
         return hf_trainer(
             model, self.methods() if methods is None else methods, args=self.arguments(folder, **changed),
-            head_names=head_names, anatomy=self.base.anatomy, install_outdated=self.install,
+            head_names=head_names, anatomy=self.base.anatomy, install_outdated=self.install, base=self.base,
             **{"train_dataset": self.batches, **given},
         )  # fmt: skip
 
@@ -132,6 +133,8 @@ class Places:
             model = method.prepare(model, run)
         step_module = StepModule(model, methods, self.objective)
         optimizer = torch.optim.AdamW(method_groups(model, methods, self.rate, options.weight_decay), fused=True)
+        for method in methods:
+            method.attach(model, optimizer)
         for step in range(self.steps):
             model.train()
             for group in optimizer.param_groups:

@@ -25,6 +25,7 @@ OTHERS = {
     "steps": 9, "epochs": 2.0, "batch_size": 9, "accumulation": 2, "learning_rate": 1e-4, "schedule": "cosine",
     "warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 2.0, "max_length": 48, "block_size": 64,
     "evaluate_every": 5, "evaluate_batch_size": 32, "keep": "last", "mask_probability": 0.2, "precision": "bf16",
+    "dropout": 0.3,
     **RESULTLESS_OTHERS,
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ The Trainer's model is a :class:`TrainerStep`: a step module that takes a batch 
 of the step's items and saves itself under the plain model's names. The hooks are called by a callback, at the same
 moments as in the loop::
 
+    create_optimizer         method.attach(model, optimizer)
     on_train_begin           random state as prepare left it (or, resumed, the checkpoint's weights and method states)
     on_step_begin            method.before_step(model)
     forward                  method.prepare_batch(batch), forward, loss terms, times this micro-batch's share of items
@@ -52,6 +53,7 @@ from anytune.methods.protocol import Batch, Method, Run
 from anytune.methods.step import StepModule, total, trainable
 from anytune.models.adapters import AdapterDelta
 from anytune.models.anatomy import Anatomy, anatomy_of
+from anytune.models.base import Base
 from anytune.models.weights import SINGLE_FILE, write_tensors
 
 #: Where the Trainer puts the number of items of the whole step.
@@ -67,6 +69,7 @@ def hf_trainer(
     objective: Any = None,
     anatomy: Anatomy | None = None,
     install_outdated: Callable[[nn.Module], nn.Module] | None = None,
+    base: Base | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     **trainer: Any,
 ) -> MethodTrainer:
@@ -84,6 +87,7 @@ def hf_trainer(
         objective: the plain objective; by default what the model's class says.
         anatomy: of the model's kind; by default read from its config.
         install_outdated: recycle methods only: puts the outdated weights into the model.
+        base: the base the model was made from, for methods that need its tokenizer or pre-training head.
         callbacks: further callbacks; the methods' hooks come before them.
         trainer: further arguments of the Trainer: ``train_dataset`` (anything it takes, or ``ExampleBatches`` /
             ``BlockBatches``), ``eval_dataset`` (anything it takes, or an ``Encoded``), ``compute_metrics``, ...
@@ -94,7 +98,7 @@ def hf_trainer(
     """
     return MethodTrainer(
         model, methods, args=args, head_names=head_names, objective=objective, anatomy=anatomy,
-        install_outdated=install_outdated, callbacks=callbacks, **trainer,
+        install_outdated=install_outdated, base=base, callbacks=callbacks, **trainer,
     )  # fmt: skip
 
 
@@ -169,6 +173,7 @@ class MethodTrainer(Trainer):
         objective: Any = None,
         anatomy: Anatomy | None = None,
         install_outdated: Callable[[nn.Module], nn.Module] | None = None,
+        base: Base | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **trainer: Any,
     ) -> None:
@@ -192,8 +197,11 @@ class MethodTrainer(Trainer):
                 )
         anatomy = anatomy or anatomy_of(model)
         objective = objective or default_objective(model, anatomy)
-        self.run = Run(seed=derive_seed(args.seed, "method"), steps=steps, anatomy=anatomy, head_names=head_names,
-                       install_outdated=install_outdated)  # fmt: skip
+        self.run = Run(
+            seed=derive_seed(args.seed, "method"), steps=steps, anatomy=anatomy, head_names=head_names,
+            install_outdated=install_outdated, objective=objective, base=base, device=args.device,
+            batches=data if data is not None and is_batches(data) else None,
+        )  # fmt: skip
         with seeded(derive_seed(args.seed, "train")):
             for method in self.methods:
                 model = method.prepare(model, self.run)
@@ -257,6 +265,8 @@ class MethodTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(
                 groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon, fused=fused
             )
+            for method in self.methods:
+                method.attach(self.inner, self.optimizer)
         return self.optimizer
 
     def create_scheduler(

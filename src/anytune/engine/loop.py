@@ -206,6 +206,8 @@ class Loop:
         """A stage's optimizer, and what the launcher wraps around the step module."""
         groups = method_groups(self.model, self.methods, self.learning_rate, self.settings.weight_decay)
         self.state.optimizer = torch.optim.AdamW(groups, fused=self.runtime.device.type in ("cpu", "cuda"))
+        for method in self.methods:
+            method.attach(self.model, self.state.optimizer)
         placed: Placed
         if self.sharded is not None:
             placed = self.sharded

@@ -42,12 +42,18 @@ class TrainingSettings(BaseModel):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp = weights split up over the processes of a launcher; none = a copy in each"
     )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout while training; default: the base's own"
+    )
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden (masked language modelling)")
 
 
 def decisive(settings: TrainingSettings) -> dict[str, Any]:
     """The settings that decide a run's result: all but :data:`RESULTLESS`."""
-    return {name: value for name, value in settings.model_dump().items() if name not in RESULTLESS}
+    decides = {name: value for name, value in settings.model_dump().items() if name not in RESULTLESS}
+    if settings.dropout is None:  # added later: runs made before it keep their keys
+        del decides["dropout"]
+    return decides
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

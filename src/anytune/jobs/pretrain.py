@@ -36,6 +36,7 @@ from anytune.methods import registry
 from anytune.methods.objective import LanguageModelling
 from anytune.methods.protocol import Method, Run
 from anytune.models.base import Base, save_base
+from anytune.models.dropout import set_dropout
 from anytune.models.fingerprint import fingerprint_folder
 from anytune.models.probe import make_probe
 from anytune.store import Entry, Store
@@ -263,7 +264,10 @@ class _Stage:
 
         with seeded(derive_seed(self.seed, "pretrain")):
             model, _fresh = base.pretraining_model(derive_seed(self.seed, "head"))
-            run = Run(seed=derive_seed(self.seed, "method"), steps=steps, anatomy=base.anatomy)
+            if settings.dropout is not None:
+                set_dropout(model, settings.dropout)
+            run = Run(seed=derive_seed(self.seed, "method"), steps=steps, anatomy=base.anatomy, objective=objective,
+                      batches=batches, base=base, device=runtime.device)  # fmt: skip
             for method in self.methods:
                 model = method.prepare(model, run)
             yield Prepared(model, run, {

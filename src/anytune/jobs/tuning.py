@@ -35,6 +35,7 @@ from anytune.methods.protocol import Method, Run, overrides
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
 from anytune.models.delta import FullDelta
+from anytune.models.dropout import set_dropout
 from anytune.models.probe import make_probe
 from anytune.store import Entry, Store
 
@@ -180,16 +181,23 @@ def _prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Itera
     batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
     steps = total_steps(settings, batches.batches_per_epoch, world=runtime.world) if plan.trains else 0
     validate = _scorer(plan, encoded, "validation", runtime)
+    objective = objective_for(task.kind, base.anatomy)
     with seeded(derive_seed(plan.seed, "train")):
         model, head_names = base.task_model(task.kind, task.label_names, derive_seed(plan.seed, "head"))
         if plan.start is not None:
             model = plan.start.install(model)
+        if settings.dropout is not None:
+            set_dropout(model, settings.dropout)
         run = Run(
             seed=derive_seed(plan.seed, "method"),
             steps=steps,
             anatomy=base.anatomy,
             head_names=head_names,
             install_outdated=plan.outdated.install if plan.outdated else None,
+            objective=objective,
+            batches=batches,
+            base=base,
+            device=runtime.device,
         )
         for method in plan.methods:
             model = method.prepare(model, run)
@@ -197,7 +205,7 @@ def _prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Itera
             refuse_adapter_on_full(plan.start, model)
         arguments = {
             "methods": plan.methods,
-            "objective": objective_for(task.kind, base.anatomy),
+            "objective": objective,
             "batches": batches,
             "steps": steps,
             "settings": settings,

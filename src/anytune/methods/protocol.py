@@ -5,7 +5,7 @@ The loop calls them in this order (``engine/loop.py`` is this text as code)::
     model = method.prepare(model, run)                  # wrap, freeze, re-initialise, take anchors
     step  = StepModule(model, methods, objective)       # forward(batch) -> named loss terms
     for stage in method.stages():                       # one by default
-        optimizer = AdamW(method.param_groups(model, groups))
+        optimizer = AdamW(method.param_groups(model, groups)); method.attach(model, optimizer)
         for batch in batches:
             on the first micro-batch of a step:
                 method.before_step(model)
@@ -14,7 +14,7 @@ The loop calls them in this order (``engine/loop.py`` is this text as code)::
             backward(sum(terms))        # weighted by items, over the whole step
             on the last micro-batch of a step:
                 method.after_backward(model)            # gradients complete and reduced, before clipping
-                clip; optimizer.step()
+                clip; optimizer.step()                  # calls what attach hung on the optimizer
                 method.after_step(model)
     model = method.finish(model, run)                   # unwrap, restore what was changed
 
@@ -28,6 +28,10 @@ mask, a perturbation) is drawn from a generator of the method's own, seeded from
 split up (``sharding: fsdp``), ``prepare`` and ``finish`` see plain whole weights; the hooks in between see DTensors,
 new objects under the old names: keep names, never parameters or tensor hooks, and make what is combined with a weight
 from it (``torch.zeros_like(weight)``). A method that cannot declares ``sharded = False``.
+
+What must see the true weights beside the clipped gradients, or the optimizer's moments, is hung on the optimizer in
+``attach`` (``register_step_pre_hook`` / ``register_step_post_hook``): these run inside ``optimizer.step()``, after
+every method's ``after_backward``, and not at all in a step that a gradient scaler skips.
 """
 
 from __future__ import annotations
@@ -39,9 +43,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 from anytune.errors import MethodError
 
 if TYPE_CHECKING:  # the protocol itself loads no torch, so that methods can be listed at once
-    from torch import Tensor, nn
+    from torch import Tensor, device, nn, optim
 
     from anytune.models.anatomy import Anatomy
+    from anytune.models.base import Base
 
 Room = Literal["pretrain", "tune", "transfer", "recycle"]
 Batch = dict[str, Any]
@@ -71,6 +76,30 @@ class Run:
     head_names: Sequence[str] = ()
     #: recycle methods only: puts the outdated weights, already moved to this base, into the model; may wrap it (PEFT)
     install_outdated: Callable[[nn.Module], nn.Module] | None = None
+    #: the plain objective, for further forward passes: ``objective.forward(model, batch)``, ``.terms(output, batch)``
+    objective: Any = None
+    #: the training data: ``batches.batch(0)``, ``batch(1)`` ... (over all epochs), ``batches.batches_per_epoch``
+    batches: Any = None
+    #: the base that is trained: its tokenizer, its pre-training head
+    base: Base | None = None
+    #: where training will compute; ``prepare`` gets the model before it is moved there
+    device: device | None = None
+
+    def needed(self, what: str, method: Method) -> Any:
+        """``objective``, ``batches``, ``base`` or ``device``, for a method that cannot do without.
+
+        Raises:
+            MethodError: whoever made the run did not give it (a loop of one's own, a Trainer on a plain data set).
+        """
+        found = getattr(self, what)
+        if found is None:
+            raise MethodError(
+                f"method '{method.name}' needs to know the run's {what}",
+                why="The loop that called it did not say.",
+                fix=f"Run(..., {what}=...)   or   hf_trainer(..., {what}=...)" if what in ("objective", "base")
+                else f"Run(..., {what}=...)   (in a Trainer: an ExampleBatches as train_dataset)",
+            )  # fmt: skip
+        return found
 
 
 class Method:
@@ -94,6 +123,8 @@ class Method:
     sharded: ClassVar[bool] = True
     #: True where the loss reaches other weights from step to step (with several processes, DDP then looks each time)
     varying: ClassVar[bool] = False
+    #: True if it puts other weights in place between ``before_step`` and ``after_backward``: one method of a run can
+    swaps: ClassVar[bool] = False
     #: training settings this method suggests (a recipe's own always win), for example {"learning_rate": 1e-3}
     suggests: ClassVar[Mapping[str, Any]] = {}
 
@@ -115,6 +146,13 @@ class Method:
         changes. ``names`` and ``params`` stay side by side.
         """
         return groups
+
+    def attach(self, model: nn.Module, optimizer: optim.Optimizer) -> None:
+        """A stage's optimizer has been made: hang hooks on it, keep it.
+
+        Also called when a run goes on from a checkpoint, before the optimizer has its moments back. The names of its
+        parameters stand in each group's ``names``.
+        """
 
     def before_step(self, model: nn.Module) -> None:
         """Called once per optimizer step, before its first micro-batch: draw a mask, perturb."""
@@ -188,3 +226,10 @@ def check_composition(methods: Sequence[Method]) -> None:
                 why="Only one method of a run can own that part of training.",
                 fix=f"--method {owners[0]}   or   --method {owners[1]}",
             )
+    swapping = [method.name for method in methods if method.swaps]
+    if len(swapping) > 1:
+        raise MethodError(
+            f"methods '{swapping[0]}' and '{swapping[1]}' cannot be combined: both put other weights into the model",
+            why="Each computes a step's gradients at weights of its own.",
+            fix=f"--method {swapping[0]}   or   --method {swapping[1]}",
+        )
