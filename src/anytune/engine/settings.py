@@ -42,9 +42,7 @@ class TrainingSettings(BaseModel):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="fsdp = weights split up over the processes of a launcher; none = a copy in each"
     )
-    dropout: float | None = Field(
-        None, ge=0, lt=1, description="dropout while training; default: the base's own"
-    )
+    dropout: float | None = Field(None, ge=0, lt=1, description="dropout while training; default: the base's own")
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden (masked language modelling)")
 
 
