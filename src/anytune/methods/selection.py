@@ -61,7 +61,7 @@ def _first(mask: Tensor, count: Tensor | int) -> Tensor:
 
 
 def threshold_mask(scores: Tensor, k: int) -> Tensor:
-    """All entries at or above the k-th largest score: more than k where scores are tied (the published code's rule)."""
+    """All entries at or above the k-th largest score: more than k where scores are tied (published DPS code)."""
     return scores >= kth_largest(scores, min(k, scores.numel()))
 
 
@@ -96,8 +96,8 @@ def radix_kth_largest(pieces: Sequence[Tensor], k: Tensor | int, group: Any | No
     """The k-th largest entry of all ``pieces`` together (and of those of the other processes), a scalar tensor.
 
     Non-negative IEEE numbers are ordered as their bits are. So the answer is found byte by byte from the top: count
-    the entries by their next byte among those that agree so far, and go on in the byte that holds the k-th. No sort, no
-    copy of the scores, and over processes one sum of 256 numbers for each byte.
+    the entries by their next byte among those that agree so far, and go on in the byte that holds the k-th. No sort,
+    no copy of all scores, and over processes one sum of 256 numbers for each byte.
 
     Args:
         pieces: non-negative fp32 or fp64 tensors of one dtype and device; no NaN.

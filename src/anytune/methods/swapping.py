@@ -1,9 +1,9 @@
 """Other weights in place of the true ones while a step's gradients are computed: mixed, extrapolated, perturbed.
 
-A weight transform such as Mixout's is usually written as a parametrisation of a module. Between two steps of training
-that is not needed: what a step's forward and backward passes see are plain tensors, so the transformed values can just
-stand where the weights stand, from ``before_step`` to ``after_backward``. The model keeps its modules and names, works
-for every architecture, and is plain at every other time: scoring, saving and the optimizer only ever meet true weights.
+A weight transform such as Mixout's is usually written as a parametrisation of a module. Here it need not be: a step's
+forward and backward passes see plain tensors, so the transformed values can just stand where the weights stand, from
+``before_step`` to ``after_backward``. The model keeps its modules and names, every architecture works, and at every
+other time it is plain: scoring, saving and the optimizer only ever meet true weights.
 """
 
 from __future__ import annotations
