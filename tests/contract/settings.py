@@ -39,6 +39,7 @@ def _bias_or_head(name: str, head_names: set[str]) -> bool:
 
 
 EXERCISES: dict[str, Exercise] = {
+    "tune/dps": Exercise(settings={"variant": "mix", "keep": 0.6, "stage_steps": 1}),
     "pretrain/sequential": Exercise(settings={"head_rate": 2.0}),
     "tune/lora": Exercise(settings={"r": 4, "targets": "all-linear", "dropout": 0.1}, trains=_adapter_or_head),
     # on a random body, biases learn the tiny task only from whole-batch gradients at a high rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from torch import nn
@@ -35,6 +36,12 @@ def chosen_weights(model: nn.Module, anatomy: Anatomy, include: Include = "all")
             found[f"{name}.weight"] = weight
             seen.add(id(weight))
     return found
+
+
+def transposed_names(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
+    """Those of the weights that are stored as [in, out] (GPT-2's maps); all others are [out, in]."""
+    modules = ((name, model.get_submodule(name.removesuffix(".weight"))) for name in names)
+    return frozenset(name for name, module in modules if not isinstance(module, nn.Linear))
 
 
 def _parts(model: nn.Module, anatomy: Anatomy, include: Include) -> set[int]:
