@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anytune.errors import DeltaError, WrongBaseError
+from anytune.models import delta_file
 from anytune.models.base import load_base
 from anytune.models.delta import DELTA_FILE, FullDelta
+from anytune.models.delta_file import HEADER_BYTES, smallest
 from tests.models.conftest import KINDS, LABELS, VOCABULARY, equal_bits, logits, save, scatter, tiny_model
 
 
@@ -171,6 +174,160 @@ def test_only_changed_tensors_and_changed_rows_are_stored(make_base, tmp_path):
     assert {name.removeprefix("head/") for name in stored if name.startswith("head/")} == set(head)
 
 
+def sparse(base, model, share=0.01, seed=3):
+    """Put back the base's weights in all but a share of the entries of the blocks' matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    names = {base.anatomy.in_model(bare): bare for bare in base.tensors()}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in names:
+                kept = torch.rand(weight.shape, generator=generator) < (
+                    share if ".layer" in name and "embeddings" not in name else 0.0
+                )
+                kept &= torch.tensor(weight.ndim == 2)
+                weight.copy_(torch.where(kept, weight, base.tensors()[names[name]]))
+    return model
+
+
+def stored_parts(path) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for key in load_file(path):
+        found.setdefault(key.partition("/")[2], set()).add(key.partition("/")[0])
+    return found
+
+
+def version_of(path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as handle:
+        return json.loads(handle.metadata()["anytune"])["format_version"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sparse_difference_is_stored_as_entries_and_comes_back_bit_for_bit(kind, make_base, tuned, tmp_path, batch):
+    base = make_base(kind=kind)
+    model, head = tuned(base)
+    full = extract(base, model, head).save(tmp_path / "full").stat().st_size
+    model = sparse(base, model)
+    delta = extract(base, model, head)
+    path = delta.save(tmp_path / "sparse")
+    assert path.stat().st_size < full / 3
+    assert version_of(path) == 2
+    stored = stored_parts(path)
+    assert all("layer" in bare for bare in delta.difference)
+    for bare, values in delta.difference.items():
+        assert stored[bare] - {"correction", "correction-index"} == {"entries", "entry-values"}
+        assert values.count_nonzero() < 0.05 * values.numel()
+    again = FullDelta.load(tmp_path / "sparse")
+    assert equal_bits(again.difference, delta.difference)
+    assert equal_bits(dict(put_on(again, base).state_dict()), dict(model.state_dict()))
+    assert again.save(tmp_path / "again").read_bytes() == path.read_bytes()
+    other = make_base("other", kind=kind, seed=5)
+    assert equal_bits(
+        again.rebased(other.identity).apply(other.tensors(), other.identity),
+        delta.rebased(other.identity).apply(other.tensors(), other.identity),
+    )
+
+
+def test_the_smallest_form_is_stored():
+    def parts(values):
+        return set(smallest(values))
+
+    values = torch.zeros(100, 100)
+    assert parts(values) == {"rows", "row-values"}  # nothing to say but that it is there
+    values[3] = 1.0
+    assert parts(values) == {"rows", "row-values"}
+    values[:, 7] = 1.0
+    assert parts(values) == {"entries", "entry-values"}
+    values[:, :48] = 1.0  # 8 bytes each, against 4 of every entry
+    assert parts(values) == {"entries", "entry-values"}
+    values[:, :50] = 1.0
+    assert parts(values) == {"difference"}
+    assert parts(torch.zeros(100).index_fill(0, torch.arange(24), 1.0)) == {"entries", "entry-values"}
+    assert parts(torch.zeros(100).index_fill(0, torch.arange(40), 1.0)) == {"difference"}  # for the header's sake
+    wide = torch.zeros(90, 100, dtype=torch.float64)
+    for count in range(0, 90, 10):
+        wide[:, : count + 1] = 1.0
+        taken = smallest(wide)
+        size = sum(HEADER_BYTES + one.numel() * one.element_size() for one in taken.values())
+        assert size == min(HEADER_BYTES + 8 * wide.numel(), 2 * HEADER_BYTES + 12 * int(wide.count_nonzero()))
+
+
+def test_signs_of_zero_and_differences_of_nothing_survive_as_entries(make_base, tuned, tmp_path):
+    base = make_base()
+    model, head = base.task_model("classification", LABELS, seed=0)
+    layer = model.bert.encoder.layer[0]
+    with torch.no_grad():
+        layer.output.dense.weight.view(-1)[[5, 77, 300]] = torch.tensor([-0.0, 1e-45, 2.5])
+    delta = extract(base, model, head)
+    path = delta.save(tmp_path)
+    assert stored_parts(path)["encoder.layer.0.output.dense.weight"] >= {"entries", "entry-values"}
+    again = FullDelta.load(tmp_path)
+    assert equal_bits(again.difference, delta.difference)
+    assert equal_bits(dict(put_on(again, base).state_dict()), dict(model.state_dict()))
+
+
+def test_a_tensor_of_which_only_a_sign_of_zero_changed_is_kept(tmp_path):
+    from anytune.manifests import BaseIdentity
+    from anytune.models import difference as arithmetic
+
+    for shape in ((40,), (40, 3)):
+        before = torch.zeros(shape)
+        after = before.clone()
+        after.view(-1)[7] = -0.0
+        found = arithmetic.subtract(before, after)
+        content = FullDelta(
+            BaseIdentity(backbone="x"),
+            "bert",
+            {"w": found.values},
+            {"w": (found.index, found.exact)},
+            {},
+            {"w": ("float32", shape)},
+        )
+        content.save(tmp_path / str(len(shape)))
+        again = FullDelta.load(tmp_path / str(len(shape)))
+        end = arithmetic.put(arithmetic.add(before, again.difference["w"], torch.float32), *again.corrections["w"])
+        assert arithmetic.same_bits(end, after).all()
+        # -0.0 is a change of nothing: entries hold it, rows do not
+        assert again.difference["w"].shape == shape
+
+
+def test_files_without_entries_stay_readable_for_an_anytune_that_knows_none(make_base, tuned, tmp_path, monkeypatch):
+    base = make_base()
+    model, head = tuned(base)
+    extract(base, model, head).save(tmp_path / "dense")
+    assert version_of(tmp_path / "dense" / DELTA_FILE) == 1
+    extract(base, sparse(base, model), head).save(tmp_path / "sparse")
+    # the reader of version 1: it would take the matrices for unchanged, so it must refuse
+    monkeypatch.setattr(delta_file, "FORMAT_VERSION", 1)
+    FullDelta.load(tmp_path / "dense")
+    with pytest.raises(DeltaError, match="format 2; this anytune reads up to 1"):
+        FullDelta.load(tmp_path / "sparse")
+
+
+def test_a_file_that_holds_what_its_version_does_not_have_is_refused(make_base, tuned, tmp_path):
+    from safetensors import safe_open
+
+    base = make_base()
+    model, head = tuned(base)
+    path = extract(base, sparse(base, model), head).save(tmp_path)
+    with safe_open(str(path), "pt") as handle:
+        record = json.loads(handle.metadata()["anytune"])
+    tensors = load_file(path)
+    save_file(tensors, path, {"anytune": json.dumps({**record, "format_version": 1})})
+    with pytest.raises(DeltaError, match="which format 1 does not have"):
+        FullDelta.load(tmp_path)
+    save_file({**tensors, "strange/x": torch.zeros(1)}, path, {"anytune": json.dumps(record)})
+    with pytest.raises(DeltaError, match="it holds strange"):
+        FullDelta.load(tmp_path)
+    name = next(key for key in tensors if key.startswith("entries/"))
+    places = tensors[name]
+    for bad in (places + 100_000, places - 1000, places[:-1].clone(), places.view(1, -1)):
+        save_file({**tensors, name: bad}, path, {"anytune": json.dumps(record)})
+        with pytest.raises(DeltaError, match="is damaged"):
+            FullDelta.load(tmp_path)
+
+
 def test_equal_deltas_are_equal_bytes(make_base, tuned, tmp_path):
     base = make_base()
     for name in ("one", "two"):
@@ -279,7 +436,7 @@ def test_truncated_foreign_newer_and_missing_files_are_clear_errors(make_base, t
     with pytest.raises(DeltaError, match="no full delta of anytune"):
         FullDelta.load(file.parent)
     save_file({"x": torch.zeros(1)}, file, {"anytune": '{"format": "anytune-full-delta", "format_version": 7}'})
-    with pytest.raises(DeltaError, match="format 7; this anytune reads up to 1"):
+    with pytest.raises(DeltaError, match="format 7; this anytune reads up to 2"):
         FullDelta.load(file.parent)
 
 

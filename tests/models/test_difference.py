@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anytune.models import difference as arithmetic
-from anytune.models.difference import add, changed_rows, from_rows, put, same_bits, subtract
+from anytune.models.difference import (
+    add,
+    changed_entries,
+    changed_rows,
+    from_entries,
+    from_rows,
+    put,
+    same_bits,
+    subtract,
+)
 
 ANY = st.floats(width=32, allow_nan=False, allow_infinity=False)
 NEAR = st.floats(-2, 2, width=32)
@@ -122,3 +131,20 @@ def test_tables_with_at_most_half_of_their_rows_changed_are_kept_as_rows(changed
 def test_vectors_and_single_rows_are_not_kept_as_rows():
     assert changed_rows(torch.zeros(5)) is None
     assert changed_rows(torch.zeros(1, 5)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(6, 4), (24,), (), (2, 3, 4), (0, 5)])
+def test_entries_and_their_places_give_the_tensor_bit_for_bit(shape, dtype):
+    values = torch.zeros(shape, dtype=dtype)
+    if values.numel():
+        values.view(-1)[0] = 2.5
+    if values.numel() > 1:
+        values.view(-1)[[3, 11]] = torch.tensor([-0.0, 5e-324], dtype=torch.float64).to(dtype)
+    index = changed_entries(values)
+    assert index.tolist() == [place for place, value in enumerate(values.reshape(-1).tolist())
+                              if value != 0 or str(value) == "-0.0"]  # fmt: skip
+    again = from_entries(index.to(torch.int32), values.reshape(-1)[index], shape)
+    assert again.dtype == dtype
+    assert again.shape == values.shape
+    assert bool(same_bits(again, values).all())

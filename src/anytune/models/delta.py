@@ -5,8 +5,8 @@ does not hold, a freshly made pooler included) is kept as it is, under the names
 own base a delta gives the tuned model bit for bit; put onto another base of the same shapes it adds what tuning added
 and carries the head over exactly.
 
-On disk: one ``delta.safetensors``. Tensors that did not change are not stored; tables of which at most half of the
-rows changed (embeddings) are stored as rows.
+On disk: one ``delta.safetensors``. Tensors that did not change are not stored; tables of which few rows changed
+(embeddings) are stored as rows, tensors of which few entries changed (a sparse difference) as entries.
 """
 
 from __future__ import annotations

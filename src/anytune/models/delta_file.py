@@ -1,13 +1,18 @@
 """The file of a full delta: ``delta.safetensors``, one file, its record in the header.
 
-Tensors are kept by part, ``PART/NAME``: ``difference`` (dense), ``rows`` with ``row-values`` (tables of which at most
-half of the rows changed), ``correction-index`` with ``correction``, and ``head``. Tensors that did not change are not
-stored; the record lists every body tensor with dtype and shape.
+Tensors are kept by part, ``PART/NAME``: a difference as ``difference`` (dense), as ``rows`` with ``row-values``
+(tables of which at most half of the rows changed) or as ``entries`` (flat indices) with ``entry-values``, whichever is
+smallest; ``correction-index`` with ``correction``, and ``head``. Tensors that did not change are not stored; the
+record lists every body tensor with dtype and shape.
+
+A file with entries has format version 2, any other version 1, so that an anytune that knows no entries refuses such a
+file and reads all others: it would take a matrix whose parts it does not know for one that did not change.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +29,15 @@ from anytune.models.weights import write_tensors
 
 DELTA_FILE = "delta.safetensors"
 FORMAT = "anytune-full-delta"
-FORMAT_VERSION = 1
+#: the newest that is read; a file has the oldest that says all it holds
+FORMAT_VERSION = 2
+#: Every part of a file, by the format version it came with.
+PARTS = {
+    "difference": 1, "rows": 1, "row-values": 1, "correction-index": 1, "correction": 1, "head": 1,
+    "entries": 2, "entry-values": 2,
+}  # fmt: skip
+#: About what the header of a file says of one tensor, in bytes.
+HEADER_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -47,23 +60,30 @@ def write_delta(folder: Path, content: DeltaContent) -> Path:
     """
     tensors: dict[str, Tensor] = {f"head/{name}": tensor for name, tensor in content.head.items()}
     for name, values in content.difference.items():
-        rows = arithmetic.changed_rows(values)
-        if rows is None:
-            tensors[f"difference/{name}"] = values
-        else:
-            tensors[f"rows/{name}"] = rows.to(torch.int32)
-            tensors[f"row-values/{name}"] = values[rows]
+        tensors |= {f"{part}/{name}": tensor for part, tensor in smallest(values).items()}
     for name, (index, exact) in content.corrections.items():
         tensors[f"correction-index/{name}"], tensors[f"correction/{name}"] = index, exact
     record = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": max((PARTS[key.partition("/")[0]] for key in tensors), default=1),
         "base": content.base.model_dump(mode="json"),
         "model_type": content.model_type,
         "body": {name: [dtype, list(shape)] for name, (dtype, shape) in content.body.items()},
     }
     write_tensors(folder / DELTA_FILE, tensors, {"anytune": canonical_json(record)})
     return folder / DELTA_FILE
+
+
+def smallest(values: Tensor) -> dict[str, Tensor]:
+    """The parts as which a difference takes the fewest bytes, what the header says of each included."""
+    forms: list[dict[str, Tensor]] = [{"difference": values}]
+    rows = arithmetic.changed_rows(values)
+    if rows is not None:
+        forms.append({"rows": rows.to(torch.int32), "row-values": values[rows]})
+    entries = arithmetic.changed_entries(values)
+    if values.numel() < 2**31:
+        forms.append({"entries": entries.to(torch.int32), "entry-values": values.reshape(-1)[entries]})
+    return min(forms, key=lambda form: sum(HEADER_BYTES + one.numel() * one.element_size() for one in form.values()))
 
 
 def read_delta(folder: Path) -> DeltaContent:
@@ -113,11 +133,20 @@ def _content(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DeltaC
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = tensor
+    newer = [part for part in parts if PARTS.get(part, FORMAT_VERSION + 1) > record["format_version"]]
+    if newer:
+        raise ValueError(f"it holds {newer[0]}, which format {record['format_version']} does not have")
     values = dict(parts.get("difference", {}))
     for name, rows in parts.get("rows", {}).items():
         length = body[name][1][0]
         _check_places(name, rows, length)
         values[name] = arithmetic.from_rows(rows, parts["row-values"][name], length)
+    for name, index in parts.get("entries", {}).items():
+        exact, shape = parts["entry-values"][name], body[name][1]
+        if index.shape != exact.shape or index.dim() != 1:
+            raise ValueError(f"{name} has {tuple(index.shape)} places for {tuple(exact.shape)} entries")
+        _check_places(name, index, math.prod(shape))
+        values[name] = arithmetic.from_entries(index, exact, shape)
     for name, tensor in values.items():
         if tuple(tensor.shape) != body[name][1]:
             raise ValueError(f"{name} has shape {list(tensor.shape)}, recorded {list(body[name][1])}")

@@ -11,6 +11,7 @@ values, decide whether an entry came out right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,19 @@ def from_rows(rows: Tensor, values: Tensor, length: int) -> Tensor:
     """The full tensor [length, ...] of ``values`` [n, ...] at ``rows`` [n]; zero elsewhere."""
     full = torch.zeros((length, *values.shape[1:]), dtype=values.dtype)
     full[rows.long()] = values
+    return full
+
+
+def changed_entries(values: Tensor) -> Tensor:
+    """Flat indices (int64) of the entries that hold a change, a change of nothing but a zero's sign included."""
+    bits = values.contiguous().view(_BITS[values.element_size()])
+    return bits.reshape(-1).nonzero().reshape(-1)
+
+
+def from_entries(index: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
+    """The full tensor of ``values`` [n] at flat ``index`` [n]; zero elsewhere."""
+    full = torch.zeros(shape, dtype=values.dtype)
+    full.view(-1)[index.long()] = values
     return full
 
 
