@@ -66,6 +66,10 @@ class TrainingError(AnytuneError):
     """A run that cannot go on (loss not finite, nothing to train, changed settings on resume)."""
 
 
+class DivergedError(TrainingError):
+    """A run whose loss or weights are no longer finite numbers."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice most like ``word``, or None if none is near: ``nearest("lerning_rate", ...) -> "learning_rate"``."""
     by_lower = {choice.lower(): choice for choice in choices}

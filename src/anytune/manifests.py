@@ -163,6 +163,8 @@ class Manifest(_Record):
     tags: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
+    #: why the run has no weights and no scores: it diverged. None for all others.
+    failed: str | None = None
 
 
 def canonical_json(value: Any) -> str:

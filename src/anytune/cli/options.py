@@ -35,6 +35,34 @@ Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of what is 
 Keep = Annotated[str, typer.Option(help="'weights', or 'scores' to store the numbers alone.")]
 Tag = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A free label for reports, as arm=fresh.")]
 TrainSize = Annotated[int | None, typer.Option(help="Use so many training examples.", rich_help_panel=DATA)]
+TrainSizes = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,...", help="Several training sizes; each seed is run at each.", rich_help_panel=DATA),
+]
+SubsetSeed = Annotated[
+    str | None,
+    typer.Option(
+        metavar="run|N", help="Who draws the rows of a size: 'run', each by its seed, or one seed for all (0).",
+        rich_help_panel=DATA,
+    ),
+]  # fmt: skip
+ScoreOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TASK", help="Score on the test split of another task with the same labels; may be repeated.",
+        rich_help_panel=DATA,
+    ),
+]  # fmt: skip
+ProbeOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TASK", help="Probe the frozen tuned body on another task; may be repeated.", rich_help_panel=DATA
+    ),
+]
+Against = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Run this method beside it, as control: 'full' is plain training."),
+]
 PerClass = Annotated[
     int | None, typer.Option(help="Use so many training examples of each class.", rich_help_panel=DATA)
 ]
@@ -118,8 +146,12 @@ DryRun = Annotated[
 ]  # fmt: skip
 
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Processes to spread the runs over.", rich_help_panel=TRAINING)
-]
+    int | None,
+    typer.Option(
+        min=1, help="Processes to spread the runs over (default: as many as pay off; 1: one run after another).",
+        rich_help_panel=TRAINING,
+    ),
+]  # fmt: skip
 FanOut = Annotated[
     str, typer.Option(help="'processes' of this machine, or 'ray' (anytune[ray]).", rich_help_panel=TRAINING)
 ]

@@ -34,6 +34,7 @@ def tune(
     ] = None,
     method: options.Method = None,
     set_: options.Set = None,
+    against: options.Against = None,
     seeds: options.Seeds = None,
     store: options.Store = None,
     name: options.Name = None,
@@ -59,7 +60,11 @@ def tune(
     limit: options.Limit = None,
     label_names: options.LabelNames = None,
     train_size: options.TrainSize = None,
+    train_sizes: options.TrainSizes = None,
     per_class: options.PerClass = None,
+    subset_seed: options.SubsetSeed = None,
+    score_on: options.ScoreOn = None,
+    probe_on: options.ProbeOn = None,
     log_with: options.LogWith = None,
     log_dir: options.LogDir = None,
     dry_run: options.DryRun = False,
@@ -92,7 +97,9 @@ def tune(
 
     entries: list[Any] = job(
         base, task, store=store, method=methods, training=settings, seeds=chosen_seeds or (0,), train_size=train_size,
-        per_class=per_class, keep=keep, name=name, tags=labels, start_from=start_from,
+        train_sizes=values.sizes(train_sizes), per_class=per_class, subset_seed=values.subset_seed(subset_seed),
+        score_on=score_on, probe_on=probe_on, against=against,
+        keep=keep, name=name, tags=labels, start_from=start_from,
         resume=going_on, log_with=log_with, log_dir=log_dir,
         dry_run=dry_run, workers=workers, fan_out=fan_out, reporter=reporter(quiet), **columns,
     )  # fmt: skip

@@ -74,6 +74,38 @@ def names(text: str | None) -> list[str] | None:
     return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
 
 
+def sizes(text: str | None) -> list[int] | None:
+    """``100,300`` as numbers.
+
+    Raises:
+        SettingsError: something else.
+    """
+    words = names(text)
+    if words is None:
+        return None
+    if not words or not all(word.isascii() and word.isdigit() for word in words):
+        raise SettingsError(f"--train-sizes {text}", why="Sizes are counts of rows.", fix="--train-sizes 100,300")
+    return [int(word) for word in words]
+
+
+def subset_seed(text: str | None) -> int | Literal["run"] | None:
+    """``--subset-seed``: "run", or a number.
+
+    Raises:
+        SettingsError: something else.
+    """
+    if text is None:
+        return None
+    if text == "run":
+        return "run"
+    if not (text.isascii() and text.isdigit()):
+        raise SettingsError(
+            f"--subset-seed {text}", why="'run': each run draws its own rows; a number: all draw the same.",
+            fix="--subset-seed run",
+        )  # fmt: skip
+    return int(text)
+
+
 def resume(must: bool, never: bool) -> Literal["auto", "must", "never"]:
     """``--resume`` and ``--restart`` as the job's ``resume``; neither is "auto".
 

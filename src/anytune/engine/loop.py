@@ -28,7 +28,7 @@ from anytune.engine.settings import TrainingSettings, decisive, differences, lea
 from anytune.engine.sharding import Alone, Copies, Placed, ShardedModel, check_sharded
 from anytune.engine.stages import method_groups, stage_borders
 from anytune.engine.tracking import RunLog, TrackedRun
-from anytune.errors import TrainingError
+from anytune.errors import DivergedError, TrainingError
 from anytune.manifests import METRICS_NAME, CurvePoint
 from anytune.methods.protocol import Batch, Method, Stage, overrides
 from anytune.methods.step import StepModule, total, trainable
@@ -307,8 +307,8 @@ class Loop:
         if not math.isfinite(loss):
             raise self._not_finite(f"the {what} is {loss} at step {self.state.step}")
 
-    def _not_finite(self, what: str) -> TrainingError:
-        return TrainingError(
+    def _not_finite(self, what: str) -> DivergedError:
+        return DivergedError(
             f"{self.title}: {what} (learning rate {self.learning_rate:g})",
             why="The weights are no longer usable; nothing of this run is stored.",
             fix="a lower learning rate, or precision=fp32",

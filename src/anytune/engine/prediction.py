@@ -17,8 +17,9 @@ from anytune.engine.loop import Evaluation
 from anytune.engine.runtime import Runtime
 from anytune.methods.objective import Generation, LanguageModelling
 from anytune.methods.step import upcast
+from anytune.models.anatomy import Anatomy
 from anytune.models.answering import task_output
-from anytune.models.language_modelling import NO_LABEL, label_loss
+from anytune.models.language_modelling import NO_LABEL, label_loss, model_inputs
 
 
 @torch.no_grad()
@@ -120,6 +121,33 @@ def response_losses(
     return found
 
 
+@torch.no_grad()
+def pooled_features(model: nn.Module, anatomy: Anatomy, encoded: Encoded, batch_size: int, runtime: Runtime) -> Tensor:
+    """The mean of the last hidden states over each text's own tokens: ``[texts, width]`` fp32 on the CPU.
+
+    Args:
+        model: a task or pre-training model, or a PEFT wrapping of one; of an encoder-decoder the encoder is read.
+        encoded: texts, with or without labels.
+    """
+    backbone: Any = anatomy.backbone(model)
+    if anatomy.encoder_decoder:
+        backbone = backbone.get_encoder()
+    rows: list[Tensor | None] = [None] * len(encoded)
+    was_training = model.training
+    model.eval()
+    autocast = runtime.autocast() or contextlib.nullcontext
+    for numbers, batch in evaluation_batches(encoded, batch_size):
+        moved = runtime.to_device(batch)
+        with autocast():
+            hidden = backbone(**model_inputs(backbone, moved))[0]
+        mask = moved["attention_mask"].unsqueeze(-1)
+        means = (upcast(hidden) * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        for row, values in zip(numbers.tolist(), means.cpu(), strict=True):
+            rows[row] = values
+    model.train(was_training)
+    return torch.stack([row for row in rows if row is not None])
+
+
 def probabilities(logits: Tensor) -> Tensor:
     """Softmax over classes, ``[n, classes]``."""
     return functional.softmax(logits, dim=-1)
@@ -143,6 +171,8 @@ def task_evaluation(
     else:
         predicted = logits.squeeze(-1)
         loss = functional.mse_loss(predicted, torch.from_numpy(gold).to(predicted.dtype)).item()
+        if not np.isfinite(loss):  # no score over such predictions; the loss says what happened
+            return Evaluation({}, loss, better=float("nan"))
         scores = score(predicted.numpy(), gold)
     return Evaluation(scores, loss, better=next(iter(scores.values())))
 

@@ -17,6 +17,16 @@ Resume = Literal["auto", "must", "never"]
 Count = Annotated[int, Field(gt=0)]
 
 
+def _listed(value: Any) -> Any:
+    """One source may stand without a list."""
+    return value if value is None or isinstance(value, list) else [value]
+
+
+Sources = Annotated[list[Source], BeforeValidator(_listed)]
+#: see :data:`anytune.jobs.extra_scores.LabelMap`
+LabelMap = dict[str, dict[str, str | None]]
+
+
 class JobRecipe(BaseModel):
     """What all recipes share: unknown keys are errors, and only what is given is handed to the job."""
 
@@ -55,7 +65,7 @@ class TuneRecipe(TaskColumns):
     """``job: tune``; see :func:`anytune.jobs.tune.tune`."""
 
     home = ("anytune.jobs.tune", "tune")
-    rooms: ClassVar[Mapping[str, str]] = {"method": "tune"}
+    rooms: ClassVar[Mapping[str, str]] = {"method": "tune", "against": "tune"}
     job: Literal["tune"] = "tune"
     base: str
     task: Source
@@ -70,7 +80,13 @@ class TuneRecipe(TaskColumns):
     start_from: str | None = None
     seeds: Seeds | None = None
     train_size: Count | None = None
+    train_sizes: list[Count] | None = None
     per_class: Count | None = None
+    subset_seed: Literal["run"] | int | None = None
+    score_on: Sources | None = None
+    label_map: LabelMap | None = None
+    probe_on: Sources | None = None
+    against: Method | None = None
     keep: Literal["weights", "scores"] = "weights"
     name: str | None = None
     tags: dict[str, str] | None = None
@@ -83,7 +99,7 @@ class PretrainRecipe(JobRecipe):
     rooms: ClassVar[Mapping[str, str]] = {"method": "pretrain"}
     job: Literal["pretrain"] = "pretrain"
     base: str
-    domains: Annotated[list[Source], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+    domains: Sources
     store: str | None = None
     method: Method = "sequential"
     training: dict[str, Any] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,10 @@ def recycle(
                              training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
                              **columns),
         ))  # fmt: skip
-    encoded = partial(EncodedTask.of, data, new, settings.max_length)
+
+    def encoded(part: Task) -> EncodedTask:
+        return EncodedTask.of(part, new, settings.max_length)
+
     if dry_run:
         forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
         return forecasts

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from anytune.data.tasks import Task
-from anytune.engine.fanout import Unit, run_units
+from anytune.engine.fanout import Unit, check_fan_out, run_units
 from anytune.engine.progress import Reporter, Silent
 from anytune.engine.settings import TrainingSettings, total_steps, training_settings
 from anytune.engine.tracking import tracking
 from anytune.errors import SettingsError
+from anytune.jobs.extra_scores import LabelMap, Sources, extra_scores
+from anytune.jobs.failures import are_kept, drop_failures, failures_kept, refuse_all_failed
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import fitting, open_base, open_store, open_task
 from anytune.jobs.resuming import Resume, check_resume, insist
+from anytune.jobs.runs import Runs
 from anytune.jobs.scoring import EncodedTask
+from anytune.jobs.subsets import SubsetSeed, subsets
 from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, refuse_untrained, suggested_rate, tune_all
+from anytune.jobs.workers import chosen_workers
 from anytune.manifests import MethodRecord
 from anytune.methods import registry
+from anytune.methods.protocol import Method
 from anytune.models.base import Base
 from anytune.store import Entry, Store
 
 Source = str | Path
+#: What plain training is called; the control where none is named.
+PLAIN = "full"
 
 
 @unwritten
@@ -37,7 +44,13 @@ def tune(
     training: TrainingSettings | Mapping[str, Any] | None = None,
     seeds: Sequence[int] = (0,),
     train_size: int | None = None,
+    train_sizes: Sequence[int] | None = None,
     per_class: int | None = None,
+    subset_seed: SubsetSeed | None = None,
+    score_on: Sources | None = None,
+    label_map: LabelMap | None = None,
+    probe_on: Sources | None = None,
+    against: str | Sequence[Any] | Mapping[str, Any] | None = None,
     keep: str = "weights",
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
@@ -50,10 +63,11 @@ def tune(
     fan_out: str = "processes",
     reporter: Reporter | None = None,
     **columns: Any,
-) -> list[Entry]:
-    """Tune ``task`` on ``base`` once for each seed and store the deltas.
+) -> Runs:
+    """Tune ``task`` on ``base`` once for each seed (and training size) and store the deltas.
 
-    A run that is already in the store is given back without training; one that was interrupted goes on.
+    A run that is already in the store is given back without training; one that was interrupted goes on. If one of
+    several runs diverges, the others go on; it stands in the store, and in every summary, as a failed run.
 
     Args:
         base: ``sample:NAME``, a folder, the name of a base in the store, or a hub id.
@@ -61,7 +75,15 @@ def tune(
         method: name(s) of tune methods, with settings as ``{"name": "lora", "r": 8}``.
         training: see :class:`~anytune.engine.settings.TrainingSettings`.
         train_size: use so many training examples (stratified); validation is cut to no more than that.
+        train_sizes: several such sizes; every seed is run at each of them.
         per_class: use so many training examples of each class.
+        subset_seed: what draws the rows of a size: a number, the same rows for all runs (default 0); "run", each run
+            draws its own by its seed.
+        score_on: other tasks of the same label meaning; each run is scored on their test splits as well.
+        label_map: for a task of ``score_on`` by name: its label -> ours, or None to leave its rows out.
+        probe_on: tasks to fit a linear probe for on the frozen tuned body, and on the untouched base beside it.
+        against: a method that is run beside this one as control, with the same seeds, sizes and training settings; of
+            its runs scores alone are stored.
         keep: "weights", or "scores" to store the numbers alone.
         start_from: a stored delta of the same base and labels (a full difference, or an adapter and its method): a
             new run from these weights. Weights of another base are for :func:`anytune.recycle`.
@@ -70,14 +92,16 @@ def tune(
         log_with: experiment trackers that follow the runs: "tensorboard", "trackio", "wandb" ..., or a list.
         log_dir: folder of the files that trackers write (default: ``anytune-logs``).
         dry_run: make nothing; the list holds a :class:`~anytune.jobs.forecast.Forecast` for each run instead.
-        workers: spread the seeds over so many processes; by default one after the other in this one.
+        workers: spread the runs over so many processes; 1 makes them one after the other in this one. By default the
+            rule of :mod:`anytune.jobs.workers` decides.
         fan_out: what the workers are: "processes" of this machine, or "ray".
         columns: ``text``, ``label``, ``metric``, ``kind``, ``validation``, ``test`` ... of :func:`load_task`.
 
     Returns:
-        One store entry per seed, in the order of the seeds.
+        One store entry per size and seed, in this order; see :class:`~anytune.jobs.runs.Runs` for their summary.
 
     Raises:
+        DivergedError: every run diverged.
         AnytuneError: bad input; nothing is stored then.
     """
     resume = check_resume(resume)
@@ -85,76 +109,161 @@ def tune(
     place = open_store(store)
     opened = open_base(base, place)
     data = open_task(dict(task) if isinstance(task, Mapping) else task, **columns)
-    if train_size is not None or per_class is not None:
-        data = data.subset(train_size=train_size, per_class=per_class, seed=0)
+    parts = subsets(data, train_size, train_sizes, per_class, subset_seed)
+    given = training_settings(training)
+    fitted = fitting(given, opened)
+    extra = extra_scores(
+        data, opened, score_on=score_on, probe_on=probe_on, label_map=label_map, max_length=fitted.max_length,
+        batch_size=fitted.evaluate_batch_size,
+    )  # fmt: skip
+    chosen = check_seeds(seeds)
+    several = len(chosen) * len(parts.sizes) > 1 or against is not None or are_kept()
+
+    def planned(method: Any, keep: str, name: str | None, tags: Mapping[str, str]) -> list[TuningPlan]:
+        """The runs of one method, by size and seed."""
+        methods, settings = check_methods(method, opened), fitted
+        start: Outdated | None = None
+        inherited: list[MethodRecord] = []
+        if start_from is not None:
+            from anytune.jobs.starting import methods_after, starting_point  # stands on recycle, which stands on this
+
+            start = starting_point(start_from, opened, data, place)
+            _, inherited = methods_after(start, methods)
+            if inherited:  # the method that suggests a rate is not run again
+                settings = settings.model_copy(update={"learning_rate": suggested_rate(settings, methods)})
+        plans = []
+        for size in parts.sizes:
+            for seed in chosen:
+                fresh = registry.parse(method, "tune")
+                drawn = None if parts.task is parts.of(size, seed) else parts.seed_of(seed) or None
+                plans.append(TuningPlan(
+                    job="tune", base=opened, task=parts.of(size, seed), settings=settings, seed=seed, keep=keep,
+                    start=start, tracking=followed, extra=extra, keeps_failure=several,
+                    methods=fresh if start is None else methods_after(start, fresh)[0], inherited=inherited,
+                    name=name or f"{data.name}-{fresh[0].name}-{opened.name}", tags=dict(tags),
+                    recipe=recipe_of("tune", base=opened, task=data, method=method, training=settings, seeds=[seed],
+                                     train_size=size, per_class=per_class, subset_seed=drawn, score_on=score_on,
+                                     label_map=label_map, probe_on=probe_on, keep=keep,
+                                     start_from=start.entry.reference if start else None, **columns),
+                ))  # fmt: skip
+        return plans
+
     if keep not in ("weights", "scores"):
         raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")
-    methods = registry.parse(method, "tune", opened.anatomy.model_type)
+    plans = planned(method, keep, name, tags or {"arm": "fresh"})
+    controls: list[TuningPlan] = []
+    if against is not None:
+        controls = planned(against, "scores", None, {**(tags or {}), "arm": "control" if tags else "fresh"})
+        check_control(plans, controls)
+
+    def encoded(part: Task) -> EncodedTask:
+        return EncodedTask.of(part, opened, fitted.max_length)
+
+    if dry_run:
+        forecasts: list[Any] = forecast_all([*plans, *controls], place, encoded=encoded)
+        return Runs(forecasts)
+    if resume == "must":
+        insist(place, "delta", [plan.identity(plan.runtime()) for plan in (*plans, *controls)])
+    if resume == "never":
+        drop_failures(place, [plan.identity(plan.runtime()).key for plan in (*plans, *controls)])
+    call = {
+        "base": base, "task": task, "store": str(place.folder), "training": training, "per_class": per_class,
+        "subset_seed": subset_seed, "score_on": score_on, "label_map": label_map, "probe_on": probe_on,
+        "start_from": start_from, "resume": "auto" if resume == "must" else resume, "log_with": log_with,
+        "log_dir": log_dir, **columns,
+    }  # fmt: skip
+    calls = [{**call, "method": method, "keep": keep, "name": name, "tags": tags} for _ in plans]
+    calls += [{**call, "method": against, "keep": "scores", "tags": plan.tags} for plan in controls]
+    if share_out([*plans, *controls], calls, place, workers=workers, fan_out=fan_out, reporter=reporter or Silent()):
+        resume = "auto"  # all are finished now
+    made = tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
+    refuse_all_failed(made)
+    beside = tune_all(controls, place, encoded=encoded, reporter=reporter, resume=resume) if controls else []
+    return Runs(made, beside, data)
+
+
+def check_methods(method: Any, base: Base) -> list[Method]:
+    """The tune methods a command names, if they can train on ``base``.
+
+    Raises:
+        AnytuneError: unknown, none, not for this kind of model, or one that does not train.
+    """
+    methods = registry.parse(method, "tune", base.anatomy.model_type)
     if not methods:
         raise SettingsError("no method is given", why="An empty list trains nothing.", fix="method=full")
     refuse_untrained(methods, "tune")
-    settings = fitting(training_settings(training), opened)
-    start: Outdated | None = None
-    inherited: list[MethodRecord] = []
-    if start_from is not None:
-        from anytune.jobs.starting import methods_after, starting_point  # stands on recycle, which stands on this file
+    return methods
 
-        start = starting_point(start_from, opened, data, place)
-        _, inherited = methods_after(start, methods)
-        if inherited:  # the method that suggests a rate is not run again
-            settings = settings.model_copy(update={"learning_rate": suggested_rate(settings, methods)})
-    plans = []
-    for seed in check_seeds(seeds):
-        fresh = registry.parse(method, "tune")
-        plans.append(TuningPlan(
-            job="tune", base=opened, task=data, settings=settings, seed=seed, keep=keep, start=start,
-            tracking=followed,
-            methods=fresh if start is None else methods_after(start, fresh)[0], inherited=inherited,
-            name=name or f"{data.name}-{fresh[0].name}-{opened.name}", tags=dict(tags or {"arm": "fresh"}),
-            recipe=recipe_of("tune", base=opened, task=data, method=method, training=settings, seeds=[seed],
-                             train_size=train_size, per_class=per_class, keep=keep,
-                             start_from=start.entry.reference if start else None, **columns),
-        ))  # fmt: skip
-    encoded = partial(EncodedTask.of, data, opened, settings.max_length)
-    if dry_run:
-        forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
-        return forecasts
-    if workers is not None and workers > 1 and len(plans) > 1:
-        call = {
-            "base": base, "task": task, "store": str(place.folder), "method": method, "training": training,
-            "train_size": train_size, "per_class": per_class, "keep": keep, "name": name, "tags": tags,
-            "start_from": start_from, "resume": resume, "log_with": log_with, "log_dir": log_dir, **columns,
-        }  # fmt: skip
-        steps = total_steps(settings, math.ceil(len(data.train) / settings.batch_size))
-        share_out(plans, place, call, steps, workers=workers, fan_out=fan_out, reporter=reporter or Silent())
-        resume = "auto"  # all are finished now
-    return tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
+
+def check_control(plans: Sequence[TuningPlan], controls: Sequence[TuningPlan]) -> None:
+    """Refuse a control that is the method itself.
+
+    Raises:
+        SettingsError: both have the same name and settings.
+    """
+    one, other = ([registry.record(method) for method in side[0].methods] for side in (plans, controls))
+    if one == other:
+        names = "+".join(record.name.rpartition("/")[2] for record in one)
+        raise SettingsError(
+            f"against {names}, which is the method itself", why="Every difference would be zero.",
+            fix="another --against, or none",
+        )  # fmt: skip
 
 
 def share_out(
-    plans: Sequence[TuningPlan], store: Store, call: dict[str, Any], steps: int, *, workers: int, fan_out: str,
-    reporter: Reporter,
-) -> None:  # fmt: skip
+    plans: Sequence[TuningPlan], calls: Sequence[Mapping[str, Any]], store: Store, *, workers: int | None,
+    fan_out: str, reporter: Reporter,
+) -> bool:  # fmt: skip
     """Have the runs of one command that are not in the store yet made by workers, each by a call of :func:`tune`.
 
     Args:
-        call: the arguments of the command, all but the seeds.
-        steps: of each run.
+        calls: for each plan the arguments of its command, all but seeds and size.
+        workers: how many; None for the rule of :mod:`anytune.jobs.workers`.
+
+    Returns:
+        False if they are left to this process.
 
     Raises:
         SettingsError: the base is an object, which cannot be sent to another process.
         AnytuneError: a run failed; those that were finished are kept.
     """
-    if isinstance(call["base"], Base):
+    if (workers is not None and workers < 2) or len(plans) < 2:
+        return False
+    if workers is not None and isinstance(calls[0]["base"], Base):
         raise SettingsError(
             "workers cannot be sent an open base", why="Other processes open it again.", fix="base=its folder or name"
         )
-    missing = [plan.seed for plan in plans if not store.find("delta", run=plan.identity(plan.runtime()).key)]
-    if call["resume"] == "must":
-        insist(store, "delta", [plan.identity(plan.runtime()) for plan in plans])
-        call = {**call, "resume": "auto"}
-    units = [Unit(f"seed {seed}", tune, {**call, "seeds": [seed]}, steps) for seed in missing]
-    run_units(units, title=f"tune {plans[0].task.name}", reporter=reporter, workers=workers, fan_out=fan_out)
+    if workers is not None:
+        check_fan_out(fan_out)
+    there = {entry.manifest.run for entry in store.find("delta")}
+    missing = [
+        (plan, call) for plan, call in zip(plans, calls, strict=True) if plan.identity(plan.runtime()).key not in there
+    ]
+    count = workers if workers is not None else chosen_workers([plan for plan, _ in missing], calls[0])
+    if count < 2 or not missing:
+        return False
+    units = []
+    for plan, call in missing:
+        own = {"seeds": plan.recipe["seeds"], "train_size": plan.recipe.get("train_size")}
+        steps = total_steps(plan.settings, math.ceil(len(plan.task.train) / plan.settings.batch_size))
+        units.append(Unit(_unit_name(plan, plans), one_of_several, {**call, **own}, steps))
+    run_units(units, title=f"tune {plans[0].task.name}", reporter=reporter, workers=count, fan_out=fan_out)
+    return True
+
+
+def one_of_several(**call: Any) -> None:
+    """A run of a command of several, in a worker: that it diverged is stored and ends nothing."""
+    with failures_kept():
+        tune(**call, workers=1)
+
+
+def _unit_name(plan: TuningPlan, plans: Sequence[TuningPlan]) -> str:
+    """What progress and errors call a run: its seed, and where they differ its method and size."""
+    names = ["+".join(method.name for method in one.methods) for one in (plan, *plans)]
+    parts = [names[0]] if len(set(names)) > 1 else []
+    if len({one.recipe.get("train_size") for one in plans}) > 1:
+        parts.append(f"{plan.recipe['train_size']} examples")
+    return ", ".join([*parts, f"seed {plan.seed}"])
 
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:

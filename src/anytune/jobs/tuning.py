@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,7 +23,9 @@ from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps
 from anytune.engine.tracking import Tracking
-from anytune.errors import DeltaError, MethodError
+from anytune.errors import DeltaError, DivergedError, MethodError
+from anytune.jobs.extra_scores import ExtraScores
+from anytune.jobs.failures import keep_failure
 from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run
 from anytune.jobs.resuming import Resume, RunIdentity, insist, once
 from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
@@ -80,6 +81,10 @@ class TuningPlan:
     inherited: Sequence[MethodRecord] = ()
     #: experiment trackers that follow the run
     tracking: Tracking | None = None
+    #: what is scored beside validation and test
+    extra: ExtraScores | None = None
+    #: store that the run diverged, in place of ending the command; see :mod:`anytune.jobs.failures`
+    keeps_failure: bool = False
 
     @property
     def trains(self) -> bool:
@@ -102,6 +107,8 @@ class TuningPlan:
         for key, weights in (("outdated", self.outdated), ("start_from", self.start)):
             if weights is not None:
                 decides[key], names[key] = weights.entry.manifest.id, weights.entry.name
+        if self.extra is not None:
+            decides |= self.extra.decides()
         return RunIdentity(decides, names, f"{self.job} {self.task.name} seed {self.seed}")
 
 
@@ -109,7 +116,7 @@ def tune_once(
     plan: TuningPlan,
     store: Store,
     *,
-    encoded: Callable[[], EncodedTask] | None = None,
+    encoded: Callable[[Task], EncodedTask] | None = None,
     reporter: Reporter | None = None,
     resume: Resume = "auto",
 ) -> Entry:
@@ -118,14 +125,21 @@ def tune_once(
     An interrupted run leaves its checkpoints in the store and goes on from them when called again.
 
     Args:
-        encoded: gives the task as token ids; called only if there is something to train or score.
+        encoded: gives a task as token ids; called only if there is something to train or score.
         resume: see :data:`anytune.jobs.resuming.Resume`.
     """
     runtime, reporter = plan.runtime(), reporter or Silent()
     identity = plan.identity(runtime)
 
     def make(work: Path) -> Entry:
-        return _tune(plan, store, identity, work, runtime, encoded, reporter)
+        try:
+            return _tune(plan, store, identity, work, runtime, encoded, reporter)
+        except DivergedError as problem:
+            if not plan.keeps_failure:
+                raise
+            reporter.say(f"{problem.what}; the other runs go on")
+            failed, what = manifest_of(plan, identity.key, runtime, form="scores"), problem.what
+            return runtime.first(lambda: keep_failure(store, failed, what))
 
     return once(store, "delta", identity, make, resume=resume, reporter=reporter, runtime=runtime)
 
@@ -134,11 +148,11 @@ def tune_all(
     plans: Sequence[TuningPlan],
     store: Store,
     *,
-    encoded: Callable[[], EncodedTask],
+    encoded: Callable[[Task], EncodedTask],
     reporter: Reporter | None = None,
     resume: Resume = "auto",
 ) -> list[Entry]:
-    """The runs of one command, one after the other; they share the task as token ids.
+    """The runs of one command, one after the other; those of one task share it as token ids.
 
     Raises:
         TrainingError: ``resume`` is "must" and none of the runs was begun before.
@@ -148,20 +162,39 @@ def tune_all(
         insist(store, "delta", [plan.identity(plan.runtime()) for plan in plans])
     if any(not store.find("delta", run=plan.identity(plan.runtime()).key) for plan in plans):
         announce_precision(plans[0].runtime(), plans[0].settings.precision, reporter)
-    shared = functools.cache(encoded)
+    shared = _last_kept(encoded)
     return [tune_once(plan, store, encoded=shared, reporter=reporter, resume=resume) for plan in plans]
 
 
-def forecast_all(plans: Sequence[TuningPlan], store: Store, *, encoded: Callable[[], EncodedTask]) -> list[Forecast]:
-    """What the runs of one command would cost; one is tried, the others differ from it in their seed."""
-    shared = functools.cache(encoded)
+def _last_kept(encoded: Callable[[Task], EncodedTask]) -> Callable[[Task], EncodedTask]:
+    """The function with its last answer kept, for as long as it is asked about the same task."""
+    last: list[tuple[str, EncodedTask]] = []
+
+    def called(task: Task) -> EncodedTask:
+        if not last or last[0][0] != task.content:
+            last[:] = [(task.content, encoded(task))]
+        return last[0][1]
+
+    return called
+
+
+def forecast_all(
+    plans: Sequence[TuningPlan], store: Store, *, encoded: Callable[[Task], EncodedTask]
+) -> list[Forecast]:
+    """What the runs of one command would cost; one of a size and method is tried, the others differ in their seed."""
+    shared = _last_kept(encoded)
     made: list[Forecast] = []
     for plan in plans:
         runtime = plan.runtime()
+        alike = [
+            one for one, other in zip(made, plans, strict=False)
+            if one.trial is not None and len(other.task.train) == len(plan.task.train)
+            and [method.name for method in other.methods] == [method.name for method in plan.methods]
+        ]  # fmt: skip
         made.append(forecast_run(
             store, "delta", plan.identity(runtime), runtime, partial(_forecast_prepared, plan, shared, runtime),
             name=_name(plan), keeps_weights=plan.keep == "weights",
-            like=next((one for one in made if one.trial is not None), None),
+            like=alike[0] if alike else None,
             # the test split is scored once, after the run
             afterwards=len(plan.task.test) / max(1, len(plan.task.validation)),
         ))  # fmt: skip
@@ -169,9 +202,9 @@ def forecast_all(plans: Sequence[TuningPlan], store: Store, *, encoded: Callable
 
 
 def _forecast_prepared(
-    plan: TuningPlan, encoded: Callable[[], EncodedTask], runtime: Runtime
+    plan: TuningPlan, encoded: Callable[[Task], EncodedTask], runtime: Runtime
 ) -> contextlib.AbstractContextManager[Prepared]:
-    return _prepared(plan, encoded(), runtime)
+    return _prepared(plan, encoded(plan.task), runtime)
 
 
 @contextlib.contextmanager
@@ -218,9 +251,11 @@ def _prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Itera
 
 def _tune(
     plan: TuningPlan, store: Store, identity: RunIdentity, work: Path, runtime: Runtime,
-    make_encoded: Callable[[], EncodedTask] | None, reporter: Reporter,
+    make_encoded: Callable[[Task], EncodedTask] | None, reporter: Reporter,
 ) -> Entry:  # fmt: skip
-    encoded = make_encoded() if make_encoded else EncodedTask.of(plan.task, plan.base, plan.settings.max_length)
+    encoded = (
+        make_encoded(plan.task) if make_encoded else EncodedTask.of(plan.task, plan.base, plan.settings.max_length)
+    )
     key, tracking = identity.key, plan.tracking
     with _prepared(plan, encoded, runtime) as ready:
         result = train(
@@ -333,6 +368,8 @@ class _Outcome:
         plan = self.plan
         on_test, answers = self.evaluate("test")
         scores = {"validation": self.validation_scores(), "test": dict(on_test.scores)}
+        if plan.extra is not None:
+            scores |= plan.extra(self.model, self.runtime)
         self.model.cpu()
         delta = self.delta() if plan.keep == "weights" else None
         manifest = self.manifest(delta, scores)
@@ -368,38 +405,43 @@ class _Outcome:
 
     def manifest(self, delta: AnyDelta | None, scores: dict[str, Any]) -> Manifest:
         plan, result = self.plan, self.result
-        base, task, settings = plan.base, plan.task, plan.settings
-        parents = (
-            [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest and base.manifest.id else []
-        )
-        for weights in (plan.outdated, plan.start):
-            if weights is not None and weights.entry.manifest.id:
-                parents.append(Parent(id=weights.entry.manifest.id, role="delta", name=weights.entry.manifest.name))
-        steps = result.steps or settings.steps  # of a run without training: what a run that trains would inherit
-        return Manifest(
-            kind="delta",
-            name=_name(plan),
-            run=self.key,
-            base=base.identity,
-            parents=parents,
-            form=("peft" if isinstance(delta, AdapterDelta) else "full") if delta else "scores",
-            task=task.record(),
-            label_names=list(task.label_names),
-            methods=[*plan.inherited, *map(registry.record, plan.methods)],
-            training={**settings.model_dump(), "learning_rate": learning_rate(plan), "steps": steps},
-            seed=plan.seed,
-            scores=scores,
-            curve=result.curve,
-            steps=result.steps,
-            best_step=result.best_step,
-            seconds=round(result.seconds, 3),
-            examples=result.examples,
-            environment=self.runtime.environment(),
-            probe=make_probe(self.model, base.config.vocab_size, plan.seed) if delta else None,
-            recipe=plan.recipe,
-            tags=plan.tags,
-            notes=[*task.notes, *plan.notes, *truncation_notes(self.encoded, settings.max_length)],
-        )
+        form: Literal["peft", "full", "scores"] = "scores"
+        if delta is not None:
+            form = "peft" if isinstance(delta, AdapterDelta) else "full"
+        made = manifest_of(plan, self.key, self.runtime, form=form)
+        made.training = {**made.training, "steps": result.steps or plan.settings.steps}
+        made.scores, made.curve = scores, result.curve
+        made.steps, made.best_step = result.steps, result.best_step
+        made.seconds, made.examples = round(result.seconds, 3), result.examples
+        made.probe = make_probe(self.model, plan.base.config.vocab_size, plan.seed) if delta else None
+        made.notes = [*made.notes, *truncation_notes(self.encoded, plan.settings.max_length)]
+        return made
+
+
+def manifest_of(plan: TuningPlan, key: str, runtime: Runtime, *, form: Literal["peft", "full", "scores"]) -> Manifest:
+    """What is known of a run before it is made."""
+    base = plan.base
+    parents = [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest and base.manifest.id else []
+    for weights in (plan.outdated, plan.start):
+        if weights is not None and weights.entry.manifest.id:
+            parents.append(Parent(id=weights.entry.manifest.id, role="delta", name=weights.entry.manifest.name))
+    return Manifest(
+        kind="delta",
+        name=_name(plan),
+        run=key,
+        base=base.identity,
+        parents=parents,
+        form=form,
+        task=plan.task.record(),
+        label_names=list(plan.task.label_names),
+        methods=[*plan.inherited, *map(registry.record, plan.methods)],
+        training={**plan.settings.model_dump(), "learning_rate": learning_rate(plan)},
+        seed=plan.seed,
+        environment=runtime.environment(),
+        recipe=plan.recipe,
+        tags=plan.tags,
+        notes=[*plan.task.notes, *plan.notes],
+    )
 
 
 def truncation_notes(encoded: EncodedTask, max_length: int) -> list[str]:

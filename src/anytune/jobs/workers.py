@@ -1,0 +1,103 @@
+"""Runs of one command in parallel processes: whether it is worth it, and who makes which.
+
+The rule where nobody says how many: runs are spread over the cores, at most eight processes, if
+
+    at least two are to be made, on a CPU, with a base that is named, in a process that
+    may have children, and
+    what they would take one after the other is estimated at :data:`WORTH_SECONDS` or more, and
+    each process has the memory for a model of its own.
+
+The estimate counts floating point operations (6 for each weight of a block and token in training, 2 in evaluation) at
+:data:`OPERATIONS_PER_SECOND` of one core, and :data:`STEP_SECONDS` a step; a process takes about eight seconds to
+start, so below the limit the start would cost more than it saves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import pickle
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anytune.engine.fanout import worker_count
+from anytune.engine.processes import launched
+from anytune.engine.settings import total_steps
+from anytune.jobs.machine import free_memory
+from anytune.jobs.tuning import TuningPlan
+from anytune.models.base import Base
+
+WORTH_SECONDS = 20.0
+OPERATIONS_PER_SECOND = 3e10
+STEP_SECONDS = 0.01
+#: Bytes a process needs beside weights, gradients and moments (16 for each number): libraries, data, activations.
+PROCESS_BYTES = 1_000_000_000
+
+
+def chosen_workers(plans: Sequence[TuningPlan], call: Mapping[str, Any]) -> int:
+    """How many processes to spread ``plans`` over by the rule above; 1 is this one.
+
+    Args:
+        plans: the runs that are to be made.
+        call: what would be sent to each process.
+    """
+    if isinstance(call["base"], Base):
+        return 1
+    if len(plans) < 2 or launched()[1] > 1 or multiprocessing.current_process().daemon or not main_can_be_imported():
+        return 1
+    if plans[0].runtime().device.type != "cpu" or sum(map(estimated_seconds, plans)) < WORTH_SECONDS:
+        return 1
+    try:
+        pickle.dumps(dict(call))
+    except Exception:  # an open thing that cannot be sent; then this process does the work
+        return 1
+    free, each = free_memory(), PROCESS_BYTES + 16 * _parameters(plans[0])
+    count = worker_count(len(plans))
+    return max(1, count if free is None else min(count, free // each))
+
+
+def estimated_seconds(plan: TuningPlan) -> float:
+    """About how long a run takes on one core."""
+    settings, task = plan.settings, plan.task
+    steps = total_steps(settings, math.ceil(len(task.train) / settings.batch_size))
+    tokens = _tokens(plan)
+    trained = steps * settings.batch_size * settings.accumulation
+    looks = steps // (settings.evaluate_every or max(1, math.ceil(steps / 10))) + 1
+    read = looks * len(task.validation) + len(task.test)
+    operations = (6 * trained + 2 * read) * tokens * _block_weights(plan)
+    return steps * settings.accumulation * STEP_SECONDS + operations / OPERATIONS_PER_SECOND
+
+
+def _tokens(plan: TuningPlan) -> float:
+    """Tokens of a usual example: a quarter of its letters, cut at the longest length."""
+    rows = plan.task.train[:200]
+    letters = sum(len(row.text) + len(row.text_pair or "") for row in rows) / max(1, len(rows))
+    return min(plan.settings.max_length, 2 + letters / 4)
+
+
+def _block_weights(plan: TuningPlan) -> int:
+    """Weights of the blocks, 12 times layers times width squared."""
+    config = plan.base.config
+    width, layers = (getattr(config, name, 0) or 0 for name in ("hidden_size", "num_hidden_layers"))
+    return 12 * int(layers) * int(width) ** 2
+
+
+def _parameters(plan: TuningPlan) -> int:
+    config = plan.base.config
+    return _block_weights(plan) + int(getattr(config, "vocab_size", 0) or 0) * int(getattr(config, "hidden_size", 0))
+
+
+def main_can_be_imported() -> bool:
+    """Whether a new process may import this program's main module once more without doing its work again.
+
+    A script does so only if it keeps its work behind ``if __name__ == "__main__"``; a notebook has no file.
+    """
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is None:
+        return True
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return "__name__" in Path(file).read_text(encoding="utf-8")
+    return False
