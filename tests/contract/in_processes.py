@@ -25,15 +25,21 @@ from anytune.engine.runtime import make_runtime, seeded
 from anytune.engine.settings import training_settings
 from anytune.engine.sharding import ShardedModel
 from anytune.errors import AnytuneError, DataError
+from anytune.methods import registry
 from anytune.methods.protocol import Method
 from anytune.methods.step import StepModule
 from anytune.models.base import load_base
 from anytune.store import Store
 from tests.contract.bench import TRAINING_METHODS, Bench
-from tests.contract.settings import exercise
+from tests.contract.settings import OTHER_WAYS, exercise
 from tests.engine.conftest import Line, Objective, Points
 
-ALIKE = [name for name in TRAINING_METHODS if not exercise(name).no_accumulation]
+ALIKE: list[tuple[str, dict[str, Any] | None]] = [
+    (name, settings)
+    for name in TRAINING_METHODS
+    if not exercise(name).no_accumulation
+    for settings in (None, *OTHER_WAYS.get(name, []))
+]
 #: (method, sharding) of the runs that are cut in the middle
 CUT = [(name, sharding) for name in ("tune/lora", "pretrain/sequential") for sharding in ("none", "fsdp")] + [
     ("tune/full", "fsdp"), ("recycle/initialize", "none"),
@@ -48,6 +54,14 @@ LAUNCHED = {"steps": 150, "batch_size": 8, "max_length": 32, "precision": "fp32"
 
 def folder_name(*parts: str) -> str:
     return "-".join(part.replace("/", "-") for part in parts)
+
+
+def case_name(name: str, settings: dict[str, Any] | None, sharding: str) -> str:
+    return folder_name(name, *map(str, (settings or {}).values()), sharding)
+
+
+def shardings(name: str) -> tuple[str, ...]:
+    return ("none", "fsdp") if registry.get(name).sharded else ("none",)
 
 
 def error_of(function: Callable[..., Any], *arguments: Any, **more: Any) -> list[str]:
@@ -68,16 +82,16 @@ class Checks:
     def loops(self) -> dict[str, Any]:
         """Every method for a few steps in fp64 without dropout, copied and split up."""
         found = {}
-        for name in ALIKE:
-            for sharding in ("none", "fsdp"):
-                trained = self.bench.loop(name, precise=True, steps=3, sharding=sharding)
-                self.weights(folder_name(name, sharding), trained.after)
+        for name, settings in ALIKE:
+            for sharding in shardings(name):
+                trained = self.bench.loop(name, settings=settings, precise=True, steps=3, sharding=sharding)
+                self.weights(case_name(name, settings, sharding), trained.after)
                 plain = all(type(parameter) is nn.Parameter for parameter in trained.model.parameters())
                 hooked = [
                     key for key, module in trained.model.named_modules()
                     if type(module).__name__.startswith("FSDP") or any("__composable" in mark for mark in vars(module))
                 ]  # fmt: skip
-                found[folder_name(name, sharding)] = {
+                found[case_name(name, settings, sharding)] = {
                     "counts": [trained.result.examples, trained.result.items], "plain": plain, "hooked": hooked
                 }  # fmt: skip
         tied = self.bench.loop("pretrain/sequential", steps=1, sharding="fsdp").model

@@ -36,6 +36,8 @@ class Places:
     #: False is plain training, without any hook
     with_method: bool = True
     training: dict[str, Any] = field(default_factory=dict)
+    #: instead of those of its exercise
+    settings: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.room, given = room_of(self.name), exercise(self.name)
@@ -63,7 +65,7 @@ class Places:
     def methods(self) -> list[Method]:
         if not self.with_method:
             return []
-        made = [create(self.name, exercise(self.name).settings)]
+        made = [create(self.name, exercise(self.name).settings if self.settings is None else self.settings)]
         return made + ([create("tune/full")] if self.room == "recycle" else [])
 
     def model(self) -> tuple[nn.Module, list[str]]:

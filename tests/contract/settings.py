@@ -8,9 +8,16 @@ from typing import Any
 
 from anytune.methods.tune.bitfit import is_bias
 
+#: noise does not add up; with equal noise they do, see tests/methods/test_noise.py
+NOISE = "each micro-batch draws its own noise"
+
 
 def everything(name: str, head_names: set[str]) -> bool:
     return True
+
+
+def nothing(name: str) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,14 @@ class Exercise:
         training: training settings, where those of the room do not suit.
         trains: which weights (by their names in the prepared model) it trains; all others must stay bit for bit.
         no_accumulation: why k micro-batches of b are not one batch of k * b for this method, if they are not.
+        taken_off: which weights of the prepared model (by their names) ``finish`` takes off again.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     trains: Callable[[str, set[str]], bool] = everything
     no_accumulation: str = ""
+    taken_off: Callable[[str], bool] = nothing
 
 
 def _adapter_or_head(name: str, head_names: set[str]) -> bool:
@@ -38,7 +47,34 @@ def _bias_or_head(name: str, head_names: set[str]) -> bool:
     return is_bias(name) or name in head_names
 
 
+def _last_block_or_above(name: str, head_names: set[str]) -> bool:
+    return ".embeddings." not in name and ".layer.0." not in name
+
+
+def _borrowed(name: str) -> bool:
+    return name.startswith("borrowed_head.")
+
+
+def _block_matrix_or_head(name: str, head_names: set[str]) -> bool:
+    return name in head_names or (".layer." in name and name.endswith("weight") and "LayerNorm" not in name)
+
+
 EXERCISES: dict[str, Exercise] = {
+    "tune/sift": Exercise(
+        settings={"share": 0.1}, training={"learning_rate": 1e-2, "batch_size": 42}, trains=_block_matrix_or_head
+    ),
+    "tune/r3f": Exercise(no_accumulation=NOISE),
+    "tune/smart": Exercise(no_accumulation=NOISE),
+    "tune/lnsr": Exercise(no_accumulation=NOISE),
+    # on a random body, guessing words is all there is to learn, unless it counts little
+    "tune/dft_plus": Exercise(settings={"weight": 0.01}, taken_off=_borrowed),
+    "tune/slca": Exercise(training={"learning_rate": 3e-2}),
+    "tune/recadam": Exercise(settings={"midpoint": 0.5, "gamma": 50.0}),
+    # variant D leaves some tensors wholly alone; tests/methods/tune/test_child_tuning.py takes it through the same
+    "tune/child_tuning": Exercise(settings={"variant": "F", "keep": 0.5}),
+    "tune/top_k_layers": Exercise(
+        settings={"k": 1}, training={"learning_rate": 1e-2, "batch_size": 42}, trains=_last_block_or_above
+    ),
     "tune/dps": Exercise(settings={"variant": "mix", "keep": 0.6, "stage_steps": 1}),
     "pretrain/sequential": Exercise(settings={"head_rate": 2.0}),
     "tune/lora": Exercise(settings={"r": 4, "targets": "all-linear", "dropout": 0.1}, trains=_adapter_or_head),
@@ -46,6 +82,15 @@ EXERCISES: dict[str, Exercise] = {
     "tune/bitfit": Exercise(
         training={"learning_rate": 2e-2, "batch_size": 42, "schedule": "constant"}, trains=_bias_or_head
     ),
+}
+
+
+#: further settings under which a method does something else, run where the place it runs in may matter
+OTHER_WAYS: dict[str, list[dict[str, Any]]] = {
+    "tune/dps": [
+        {"keep": 0.5, "stage_steps": 1},
+        {"keep": 0.5, "stage_steps": 1, "freeze": "grad", "scope": "global", "masks": "bits"},
+    ],
 }
 
 

@@ -8,12 +8,15 @@ import torch
 from anytune.methods import Method
 from tests.contract.bench import TRAINING_METHODS, Bench, equal
 from tests.contract.places import Places
+from tests.contract.settings import OTHER_WAYS
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("name", TRAINING_METHODS)
-def test_three_places_give_the_same_bits(name, accumulation, bench: Bench, tmp_path):
-    places = Places(bench, name, accumulation)
+@pytest.mark.parametrize(
+    ("name", "settings"), [(name, way) for name in TRAINING_METHODS for way in (None, *OTHER_WAYS.get(name, []))]
+)
+def test_three_places_give_the_same_bits(name, settings, accumulation, bench: Bench, tmp_path):
+    places = Places(bench, name, accumulation, settings=settings)
     looped = places.loop()
     assert equal(looped, places.by_hand())
     assert equal(looped, places.in_trainer(tmp_path))

@@ -27,7 +27,7 @@ from anytune.errors import SettingsError
 from anytune.jobs.tuning import load_delta
 from anytune.store import Store
 from tests.contract.bench import Bench
-from tests.contract.in_processes import ALIKE, CUT, LAUNCHED, folder_name
+from tests.contract.in_processes import ALIKE, CUT, LAUNCHED, case_name, folder_name, shardings
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 CHECKS = ("loops", "cuts", "errors", "reached", "taken_apart", "launched")
@@ -54,7 +54,7 @@ def pair(bench: Bench, tmp_path_factory) -> Path:
         for rank in range(2)
     ]
     try:
-        assert [process.wait(timeout=250) for process in started] == [0, 0]
+        assert [process.wait(timeout=400) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()
@@ -72,11 +72,11 @@ def weights(pair: Path, name: str) -> tuple[dict, dict]:
     return first, second
 
 
-@pytest.mark.parametrize("name", ALIKE)
-def test_two_processes_end_with_the_weights_of_one_that_accumulates(bench: Bench, pair: Path, name):
-    alone = bench.loop(name, precise=True, steps=3, together=2)
-    for sharding in ("none", "fsdp"):
-        key = folder_name(name, sharding)
+@pytest.mark.parametrize(("name", "settings"), ALIKE)
+def test_two_processes_end_with_the_weights_of_one_that_accumulates(bench: Bench, pair: Path, name, settings):
+    alone = bench.loop(name, settings=settings, precise=True, steps=3, together=2)
+    for sharding in shardings(name):
+        key = case_name(name, settings, sharding)
         left, right = weights(pair, key)
         assert left.keys() == alone.after.keys()
         for found, tensor in alone.after.items():
