@@ -40,18 +40,21 @@ def step_holding(optimizer: optim.Optimizer, held: Sequence[tuple[nn.Parameter, 
         for group in _groups([pair for pair in held if pair[0] in gradients]):
             for parameter, _ in group:
                 parameter.grad = gradients[parameter]
-            before = [
-                (mask, [values.clone() for values in _values(optimizer, parameter)]) for parameter, mask in group
-            ]
-            optimizer.step()
-            with torch.no_grad():
-                for (parameter, _), (mask, old) in zip(group, before, strict=True):
-                    _put_back(list(_values(optimizer, parameter)), old, mask)
-                    parameter.grad = None
+            _step_group(optimizer, group)
+            for parameter, _ in group:
+                parameter.grad = None
     finally:
         for parameter, gradient in gradients.items():
             if parameter not in moving:
                 parameter.grad = gradient
+
+
+@torch.no_grad()
+def _step_group(optimizer: optim.Optimizer, group: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+    before = [[values.clone() for values in _values(optimizer, parameter)] for parameter, _ in group]
+    optimizer.step()
+    for (parameter, mask), old in zip(group, before, strict=True):
+        _put_back(list(_values(optimizer, parameter)), old, mask)
 
 
 def _groups(pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[list[tuple[nn.Parameter, Tensor]]]:
