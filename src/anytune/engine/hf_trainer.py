@@ -41,6 +41,7 @@ from anytune.engine.trainer_arguments import (
     SCHEDULES,
     check_arguments,
     check_methods,
+    check_weights,
     default_objective,
     is_batches,
     planned_steps,
@@ -206,6 +207,7 @@ class MethodTrainer(Trainer):
             for method in self.methods:
                 model = method.prepare(model, self.run)
             self.random_at_start = random_state(args.device)
+        check_weights(model)
         if not trainable(model):
             raise TrainingError("nothing is trainable", why="Every weight is frozen.", fix="another method")
         self.resumed: Path | None = None

@@ -42,12 +42,34 @@ def launched() -> tuple[int, int]:
     return 0, 1
 
 
-def check_launcher() -> None:
-    """Refuse a launcher that started fewer processes than it was asked for.
+#: What ``accelerate launch`` says of an engine that takes training over.
+_ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+
+
+def check_engine() -> None:
+    """Refuse an engine with an optimizer of its own.
 
     Raises:
-        SettingsError: ``accelerate launch --cpu --num_processes N`` starts one process, and says nothing of it.
+        SettingsError: ``accelerate launch --use_deepspeed`` (or an accelerate config) asks for one.
     """
+    for variable, engine in _ENGINES.items():
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "y", "on", "t"):
+            raise SettingsError(
+                f"accelerate was launched with {engine}",
+                why="It puts an optimizer and weights of its own in place of those that methods work on.",
+                fix="torchrun --nproc-per-node 2 -m anytune ...   (--training sharding=fsdp splits the weights up), "
+                f"or {variable}=false",
+            )
+
+
+def check_launcher() -> None:
+    """Refuse a launcher that started fewer processes than it was asked for, or an engine that takes training over.
+
+    Raises:
+        SettingsError: ``accelerate launch --cpu --num_processes N`` starts one process, and says nothing of it; or as
+            :func:`check_engine`.
+    """
+    check_engine()
     asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if asked and not any(world in os.environ for _, world in _VARIABLES):
         raise SettingsError(

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from transformers import TrainingArguments
 
+from anytune.engine.processes import check_engine
 from anytune.errors import MethodError, SettingsError
 from anytune.methods.objective import Classification, LanguageModelling, Regression, TokenClassification
 from anytune.methods.protocol import Method, check_composition, overrides
@@ -93,12 +95,30 @@ def check_methods(methods: Sequence[Method]) -> None:
             )
 
 
+def check_weights(model: nn.Module) -> None:
+    """Refuse a prepared model whose own weights are quantised, unless an adapter is what is trained.
+
+    Raises:
+        MethodError: names one of them.
+    """
+    if hasattr(model, "peft_config"):
+        return
+    whole = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+    if whole or getattr(model, "is_quantized", False):
+        raise MethodError(
+            f"the model's weights are quantised, first {whole[0]}" if whole else "the model's weights are quantised",
+            why="Such weights are rounded to a few values, and no gradient can move them: they would stay.",
+            fix="methods='lora', or the model loaded without quantization_config",
+        )
+
+
 def check_arguments(args: TrainingArguments, trainer: Mapping[str, Any]) -> None:
     """Refuse what would change training behind the methods' back.
 
     Raises:
-        SettingsError: names the argument, and what to do instead.
+        SettingsError: names the argument, or the launcher's engine, and what to do instead.
     """
+    check_engine()
     for name in ("model_init", "optimizers", "optimizer_cls_and_kwargs", "compute_loss_func"):
         if trainer.get(name) not in (None, (None, None)):
             raise SettingsError(
