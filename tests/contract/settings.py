@@ -70,7 +70,7 @@ EXERCISES: dict[str, Exercise] = {
     "tune/dft_plus": Exercise(settings={"weight": 0.01}, taken_off=_borrowed),
     "tune/slca": Exercise(training={"learning_rate": 3e-2}),
     "tune/recadam": Exercise(settings={"midpoint": 0.5, "gamma": 50.0}),
-    # variant D leaves some tensors wholly alone; tests/methods/tune/test_child_tuning.py takes it through the same
+    # variant D leaves some tensors wholly alone; it stands below, and in a run that is cut in its own tests
     "tune/child_tuning": Exercise(settings={"variant": "F", "keep": 0.5}),
     "tune/top_k_layers": Exercise(
         settings={"k": 1}, training={"learning_rate": 1e-2, "batch_size": 42}, trains=_last_block_or_above
@@ -87,6 +87,10 @@ EXERCISES: dict[str, Exercise] = {
 
 #: further settings under which a method does something else, run where the place it runs in may matter
 OTHER_WAYS: dict[str, list[dict[str, Any]]] = {
+    "tune/child_tuning": [{"variant": "D", "keep": 0.3}],
+    "tune/extrapolation": [{"direction": "noise"}],
+    "tune/l2sp": [{"form": "penalty", "anchor": "cpu"}],
+    "tune/recadam": [{"midpoint": 0.5, "gamma": 1.0, "form": "gradient"}],
     "tune/dps": [
         {"keep": 0.5, "stage_steps": 1},
         {"keep": 0.5, "stage_steps": 1, "freeze": "grad", "scope": "global", "masks": "bits"},
