@@ -25,7 +25,7 @@ def tuned(cli, tiny_base, tiny_task) -> dict:
 def test_tune_prints_a_row_per_seed_their_mean_and_what_to_type_next(cli, tiny_base, tiny_task):
     answer = cli("tune", "--base", tiny_base, "--task", tiny_task, "--seeds", 2, "--name", "mine", *QUICK)
     assert answer.code == 0
-    header, first, second, mean, empty, following = answer.out.splitlines()
+    header, first, second, mean, empty, *_summary, following = answer.out.splitlines()
     assert header.split() == ["seed", "validation", "accuracy", "test", "steps", "seconds", "reference"]
     assert (first.split()[0], second.split()[0], mean.split()[0], empty) == ("0", "1", "mean", "")
     assert following == f'next: anytune predict {first.split()[-1]} "some text"'
@@ -48,6 +48,7 @@ def test_tune_hands_every_option_to_the_job(cli, monkeypatch):
         "--learning-rate", "1e-4", "--max-length", "32", "--precision", "fp32", "--evaluate-every", "3", "--training",
         "warmup=1e-1", "--text", "a,b", "--label", "l", "--metric", "macro_f1", "--kind", "classification",
         "--validation", "v.csv", "--test", "w.csv", "--limit", "9", "--label-names", "x,y", "--train-size", "8",
+        "--train-sizes", "8,9", "--subset-seed", "run", "--score-on", "o", "--probe-on", "q", "--against", "full",
         "--per-class", "2", "--start-from", "d", "--resume", "--quiet", "--log-with", "tensorboard", "--log-with",
         "trackio", "--log-dir", "l",
     )  # fmt: skip
@@ -55,6 +56,7 @@ def test_tune_hands_every_option_to_the_job(cli, monkeypatch):
     assert given == {
         "base": "b", "task": "t.csv", "seeds": [3, 1], "store": "s", "name": "n", "keep": "scores",
         "tags": {"arm": "x"}, "start_from": "d", "resume": "must", "train_size": 8, "per_class": 2, "text": "a,b",
+        "train_sizes": [8, 9], "subset_seed": "run", "score_on": ["o"], "probe_on": ["q"], "against": "full",
         "label": "l", "metric": "macro_f1", "log_with": ["tensorboard", "trackio"], "log_dir": "l", "dry_run": False,
         "workers": None, "fan_out": "processes",
         "kind": "classification", "validation": "v.csv", "test": "w.csv", "limit": 9, "label_names": ["x", "y"],

@@ -65,7 +65,7 @@ def test_the_command_line_takes_sizes_and_other_tasks(cli, tiny_base, tiny_task)
         "--probe-on", tiny_task, "--steps", 2, "--batch-size", 8, "--keep", "scores", "--json", "--quiet",
     )  # fmt: skip
     assert answer.code == 0, answer.err
-    assert all("test:things" in run["scores"] for run in json.loads(answer.out))
+    assert all("test:things" in run["scores"] for run in json.loads(answer.out)["runs"])
     for options, word in ((("--train-sizes", "a"), "--train-sizes a"), (("--subset-seed", "x"), "--subset-seed x")):
         answer = cli("tune", tiny_base, tiny_task, *options)
         assert answer.code == 2

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anytune.cli import forecasts, options, show
+from anytune.cli import forecasts, options, show, stability_tables
 
 
 def run(
@@ -67,11 +67,12 @@ def _print(job: str, result: Any) -> None:
         show.print_bases(result)
     elif isinstance(result, list):
         show.print_runs(result)
+        stability_tables.print_summaries(result)
     else:
         print(result)
 
 
 def _plain(result: Any) -> Any:
     if isinstance(result, list):
-        return [show.run_record(entry) for entry in result]
+        return stability_tables.runs_record(result)
     return result if isinstance(result, dict) else str(result)

@@ -97,6 +97,7 @@ def run_record(entry: Entry) -> dict[str, Any]:
         "methods": [method.model_dump() for method in manifest.methods], "seed": manifest.seed, "form": manifest.form,
         "metric": entry.main_metric(), "scores": manifest.scores, "steps": manifest.steps,
         "best_step": manifest.best_step, "seconds": manifest.seconds, "notes": manifest.notes,
+        **({"failed": manifest.failed} if manifest.failed else {}),
     }  # fmt: skip
 
 
@@ -106,16 +107,16 @@ def print_runs(entries: Sequence[Entry]) -> None:
     # exact match is 0 for long, and then says nothing
     perplexities = [entry.manifest.scores.get("test", {}).get("perplexity") for entry in entries]
     beside = perplexities if metric == "exact_match" else [None] * len(entries)
+    sizes = [entry.manifest.task.counts.get("train") if entry.manifest.task else None for entry in entries]
+    several = len(set(sizes)) > 1
     rows: list[list[Any]] = [
-        [entry.manifest.seed, entry.score("validation"), entry.score("test"), perplexity, entry.manifest.steps,
-         entry.manifest.seconds, entry.reference]
-        for entry, perplexity in zip(entries, beside, strict=True)
+        [entry.manifest.seed, size if several else None, entry.score("validation"), entry.score("test"), perplexity,
+         entry.manifest.steps, f"{entry.manifest.seconds:.1f}", entry.reference]
+        for entry, size, perplexity in zip(entries, sizes, beside, strict=True)
     ]  # fmt: skip
-    if len(rows) > 1:
-        rows.append(["mean", *(_mean([row[place] for row in rows]) for place in (1, 2, 3)), None, None, None])
-    for row in rows:
-        row[5] = None if row[5] is None else f"{row[5]:.1f}"
-    names = ["seed", f"validation {metric}", "test", "test perplexity", "steps", "seconds", "reference"]
+    if len(rows) > 1 and not several:
+        rows.append(["mean", None, *(_mean([row[place] for row in rows]) for place in (2, 3, 4)), None, None, None])
+    names = ["seed", "examples", f"validation {metric}", "test", "test perplexity", "steps", "seconds", "reference"]
     print_table(names, rows)
     for note in dict.fromkeys(note for entry in entries for note in entry.manifest.notes):
         say(f"note: {note}", file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from anytune.cli import forecasts, options, show, values
+from anytune.cli import forecasts, options, show, stability_tables, values
 
 
 def tune(
@@ -107,8 +107,10 @@ def tune(
         forecasts.print_forecasts(entries, json=json)
         return
     if json:
-        show.print_json([show.run_record(entry) for entry in entries])
+        show.print_json(stability_tables.runs_record(entries))
         return
     show.print_runs(entries)
-    if keep == "weights":
-        show.say(f"\nnext: {show.predicting(entries[0])}{show.in_store(store)}")
+    stability_tables.print_summaries(entries)
+    kept = [entry for entry in entries if not entry.manifest.failed]
+    if keep == "weights" and kept:
+        show.say(f"\nnext: {show.predicting(kept[0])}{show.in_store(store)}")

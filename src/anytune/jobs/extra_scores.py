@@ -39,7 +39,7 @@ Sources = Sequence[Task | str | Path | Mapping[str, Any]]
 LabelMap = Mapping[str, Mapping[str, str | None]]
 
 
-@dataclass
+@dataclass(eq=False)
 class ExtraScores:
     """What is scored at the end of each run of a command; the runs share the encoded texts and the base's probes.
 

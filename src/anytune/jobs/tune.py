@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from anytune.jobs.failures import are_kept, drop_failures, failures_kept, refuse
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import fitting, open_base, open_store, open_task
 from anytune.jobs.resuming import Resume, check_resume, insist
-from anytune.jobs.runs import Runs
+from anytune.jobs.runs import Runs, floor_of
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.subsets import SubsetSeed, subsets
 from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, refuse_untrained, suggested_rate, tune_all
@@ -178,8 +179,32 @@ def tune(
         resume = "auto"  # all are finished now
     made = tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
     refuse_all_failed(made)
-    beside = tune_all(controls, place, encoded=encoded, reporter=reporter, resume=resume) if controls else []
-    return Runs(made, beside, data)
+    if controls:
+        beside = tune_all(controls, place, encoded=encoded, reporter=reporter, resume=resume)
+    else:
+        looked = several and start_from is None
+        beside = found_beside(plans, planned(PLAIN, "scores", None, {}), place) if looked else []
+    return Runs(made, beside, {plan.task.content: floor_of(plan.task) for plan in plans} if several else {})
+
+
+def found_beside(plans: Sequence[TuningPlan], plain: Sequence[TuningPlan], store: Store) -> list[Entry]:
+    """Runs of plain training with the same base, data, settings and seeds that the store holds already.
+
+    Runs with weights and runs of scores alone will do; the scores beside test (``score_on``) need not be the same.
+    """
+    if [registry.record(method) for method in plans[0].methods] == [registry.record(m) for m in plain[0].methods]:
+        return []
+    there = {entry.manifest.run: entry for entry in store.find("delta")}
+    found = []
+    for plan in plain:
+        ways = [
+            replace(plan, keep=keep, extra=extra)
+            for keep in ("weights", "scores")
+            for extra in dict.fromkeys((plan.extra, None))
+        ]
+        keys = [way.identity(way.runtime()).key for way in ways]
+        found += [there[key] for key in keys if key in there][:1]
+    return found
 
 
 def check_methods(method: Any, base: Base) -> list[Method]:
