@@ -113,12 +113,15 @@ def trial(
     activations, step_seconds, sizes = 0, 0.0, _Sizes(0.0, 0.0, 0.0)
     if steps:
         activations, step_seconds, sizes = _steps(loop)
-    changing = _bytes(trainable(loop.model).values())
+    changing = list(trainable(loop.model).values())
+    # what a method trains in place of whole weights may be smaller than they are
+    optimizer = loop.state.optimizer
+    trained = [one for group in optimizer.param_groups for one in group["params"]] if optimizer else changing
     memory = Memory(
         weights=_bytes([*loop.model.parameters(), *loop.model.buffers()]),
-        gradients=changing if steps else 0,
-        moments=2 * changing if steps else 0,
-        best=changing if steps and settings.keep == "best" and evaluate is not None else 0,
+        gradients=_bytes(trained) if steps else 0,
+        moments=2 * _bytes(trained) if steps else 0,
+        best=_bytes(changing) if steps and settings.keep == "best" and evaluate is not None else 0,
         activations=activations,
         methods=sum(_bytes(_tensors(method.state_dict())) for method in methods),
         measured=torch.cuda.max_memory_allocated(runtime.device) if runtime.device.type == "cuda" else 0,
@@ -126,7 +129,7 @@ def trial(
     evaluated = sorted({0, steps, *range(loop.every, steps + 1, loop.every)}) if evaluate is not None else []
     return Trial(
         parameters=sum(parameter.numel() for parameter in loop.model.parameters()),
-        trainable=sum(parameter.numel() for parameter in trainable(loop.model).values()),
+        trainable=sum(parameter.numel() for parameter in trained),
         examples=sizes.examples, tokens=sizes.tokens, step_seconds=step_seconds,
         evaluation_seconds=evaluation_seconds, evaluated=tuple(evaluated), memory=memory,
         process_memory=peak_memory(),

@@ -1,27 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import anytune
 from anytune.engine import derive_seed, learning_rate_share, method_groups
 from anytune.errors import MethodError, SettingsError
-from anytune.jobs.tuning import load_delta
 from anytune.methods import registry
 from anytune.methods.objective import Classification
 from anytune.methods.step import total
 from anytune.methods.tune.llrd import LayerwiseDecay
 from anytune.methods.tune.sift import Entries, Sift, find_places, largest_entries
 from anytune.methods.tune.top_k_layers import TopKLayers
-from anytune.models.delta import DELTA_FILE
-from anytune.store import Store
 from tests.contract.bench import Bench, equal
 from tests.contract.conftest import bench  # noqa: F401
 from tests.contract.places import SEED, Places
@@ -140,85 +131,6 @@ def test_everything_else_is_trained_too_if_asked_for_and_other_matrices_stay_who
             assert moved > 0.5, name
 
 
-# ---------------------------------------------------------------- memory
-
-
-class WholeGradients(TorchDispatchMode):
-    """Counts the tensors of certain shapes that are made inside and alive at once."""
-
-    def __init__(self, shapes) -> None:
-        super().__init__()
-        self.shapes = {shape for one in shapes for shape in (tuple(one), tuple(reversed(one)))}
-        self.made: dict[int, StorageWeakRef] = {}
-        self.most = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), settings=None):
-        found = function(*arguments, **(settings or {}))
-        if isinstance(found, torch.Tensor) and tuple(found.shape) in self.shapes:
-            storage = found.untyped_storage()
-            given = {one.untyped_storage()._cdata for one in arguments if isinstance(one, torch.Tensor)}
-            if storage._cdata not in given:  # not a view of what there was
-                self.made[storage._cdata] = StorageWeakRef(storage)
-        self.most = max(self.most, sum(not one.expired() for one in self.made.values()))
-        return found
-
-
-@contextmanager
-def step_by_hand(places: Places, methods) -> Iterator[tuple]:
-    """A model and optimizer after one step, gradients still there, and the most whole gradients alive at once."""
-    model, _ = prepared(places, *methods)
-    model.bert.pooler.requires_grad_(False)  # a matrix of the same shape, of which a whole gradient is kept
-    groups = method_groups(model, methods, 1e-3, 0.1)
-    optimizer = torch.optim.AdamW(groups)
-    for method in methods:
-        method.attach(model, optimizer)
-        method.before_step(model)
-    loss = total(
-        places.objective.terms(places.objective.forward(model, places.batches.batch(0)), places.batches.batch(0))
-    )
-    blocks = {tuple(model.get_parameter(name).shape) for name in in_blocks(model)}
-    with WholeGradients(blocks) as counted:
-        loss.backward()
-    for method in methods:
-        method.after_backward(model)
-    optimizer.step()
-    yield model, optimizer, counted.most
-    for method in methods:
-        method.finish(model, places.run([]))
-
-
-def size(tensors) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.1])
-def test_gradients_and_moments_are_as_large_as_the_entries(share, bench: Bench):  # noqa: F811
-    places = places_of(bench)
-    with step_by_hand(places, [Sift(share=share)]) as (model, optimizer, most):
-        held = {id(one): one for one in model.parameters()}
-        held |= {id(one): one for group in optimizer.param_groups for one in group["params"]}
-        gradients = size(one.grad for one in held.values() if one.grad is not None)
-        moments = size(one for state in optimizer.state.values() for key, one in state.items() if key != "step")
-        head = size(model.classifier.parameters())
-        entries = sum(-(-model.get_parameter(name).numel() * round(share * 100) // 100) for name in in_blocks(model))
-        assert gradients == 4 * entries + head
-        assert moments == 2 * gradients
-        assert most == 1, "two whole gradients were alive together"
-    with step_by_hand(places, []) as (model, optimizer, most):
-        assert most > 10, "the count sees the gradients of plain training"
-
-
-def test_finding_the_entries_holds_one_whole_gradient_at_a_time(bench: Bench):  # noqa: F811
-    places = places_of(bench)
-    method = Sift()
-    model, _ = prepared(places, method)
-    with WholeGradients({tuple(model.get_parameter(name).shape) for name in in_blocks(model)}) as counted:
-        method.param_groups(model, [])
-    # the gradient, its absolute values and what the search makes of them
-    assert 1 <= counted.most < 6
-    assert len(in_blocks(model)) == 12
-
-
 # ---------------------------------------------------------------- how it fits in
 
 
@@ -299,6 +211,27 @@ def test_a_resumed_run_takes_the_stored_entries_and_looks_at_no_batch(bench: Ben
         late.load_state_dict(state)
 
 
+def test_a_run_in_a_trainer_that_was_cut_ends_in_the_same_bits(bench: Bench, tmp_path):  # noqa: F811
+    from transformers import TrainerCallback
+
+    class Killed(BaseException):
+        pass
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args, state, control, **rest):
+            if state.global_step == 3:
+                raise Killed
+
+    saving = {"save_strategy": "steps", "save_steps": 2, "logging_strategy": "no"}
+    places = places_of(bench)
+    with pytest.raises(Killed):
+        places.trainer(tmp_path, arguments=saving, callbacks=[Kill()]).train()
+    again = places.trainer(tmp_path, arguments=saving)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == places.steps
+    assert equal(dict(again.inner.state_dict()), places.loop())
+
+
 def test_an_entry_whose_difference_is_written_is_start_plus_value_in_any_layout():
     weight = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4).t())
     entries = Entries.of(weight, torch.tensor([1, 5]))
@@ -306,52 +239,6 @@ def test_an_entry_whose_difference_is_written_is_start_plus_value_in_any_layout(
         entries.value.copy_(torch.tensor([10.0, 20.0]))
     entries.write(weight)
     assert weight.reshape(-1).tolist() == [0, 14, 8, 1, 5, 29, 2, 6, 10, 3, 7, 11]
-
-
-# ---------------------------------------------------------------- on disk
-
-
-@pytest.fixture(scope="module")
-def shelf(bench: Bench, tmp_path_factory):  # noqa: F811
-    store = Store(tmp_path_factory.mktemp("sparse") / "store")
-    training = {"steps": 4, "batch_size": 8, "max_length": 32, "learning_rate": 1e-2, "precision": "fp32",
-                "keep": "last"}  # fmt: skip
-    made = {
-        name: anytune.tune(bench.base, bench.task, store=store, method=method, training=training, name=name)[0]
-        for name, method in (("sparse", {"name": "sift", "share": 0.02}), ("full", "full"))
-    }
-    return store, made
-
-
-def test_a_stored_sparse_difference_is_small(shelf, bench: Bench):  # noqa: F811
-    _, made = shelf
-
-    def body(entry):
-        return size(one for name, one in load_file(entry.folder / DELTA_FILE).items()
-                    if not name.startswith("head/") and ".layer." in f".{name}")  # fmt: skip
-
-    assert body(made["sparse"]) < 2 * 0.02 * 1.2 * body(made["full"])
-    assert (made["sparse"].folder / DELTA_FILE).stat().st_size < (made["full"].folder / DELTA_FILE).stat().st_size / 3
-    delta = load_delta(made["sparse"])
-    for name, values in delta.difference.items():
-        assert values.ndim == 2
-        assert 0 < values.count_nonzero() <= -(-values.numel() * 2 // 100), name
-    assert len(delta.difference) == 12
-
-
-def test_it_loads_merges_and_recycles_like_any_other(shelf, bench: Bench, tmp_path):  # noqa: F811
-    from transformers import AutoModelForSequenceClassification
-
-    store, made = shelf
-    model, _ = anytune.load(made["sparse"], store=store)  # asks the stored probe
-    assert anytune.score(made["sparse"], bench.task, store=store) == made["sparse"].manifest.scores["test"]
-    anytune.merge(made["sparse"], tmp_path / "merged", store=store)
-    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    assert equal(dict(merged.state_dict()), dict(model.state_dict()))
-    [moved] = anytune.recycle(made["sparse"], bench.other, store=store, method="direct", task=bench.task)
-    old, new = load_delta(made["sparse"]), load_delta(moved)
-    assert equal(old.difference, new.difference)
-    assert (moved.folder / DELTA_FILE).stat().st_size < 1.2 * (made["sparse"].folder / DELTA_FILE).stat().st_size
 
 
 # ---------------------------------------------------------------- what cannot be had
