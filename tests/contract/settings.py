@@ -16,10 +16,6 @@ def everything(name: str, head_names: set[str]) -> bool:
     return True
 
 
-def nothing(name: str) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Exercise:
     """How the contract exercises a method.
@@ -29,14 +25,12 @@ class Exercise:
         training: training settings, where those of the room do not suit.
         trains: which weights (by their names in the prepared model) it trains; all others must stay bit for bit.
         no_accumulation: why k micro-batches of b are not one batch of k * b for this method, if they are not.
-        taken_off: which weights of the prepared model (by their names) ``finish`` takes off again.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     trains: Callable[[str, set[str]], bool] = everything
     no_accumulation: str = ""
-    taken_off: Callable[[str], bool] = nothing
 
 
 def _adapter_or_head(name: str, head_names: set[str]) -> bool:
@@ -51,10 +45,6 @@ def _last_block_or_above(name: str, head_names: set[str]) -> bool:
     return ".embeddings." not in name and ".layer.0." not in name
 
 
-def _borrowed(name: str) -> bool:
-    return name.startswith("borrowed_head.")
-
-
 def _block_matrix_or_head(name: str, head_names: set[str]) -> bool:
     return name in head_names or (".layer." in name and name.endswith("weight") and "LayerNorm" not in name)
 
@@ -67,7 +57,7 @@ EXERCISES: dict[str, Exercise] = {
     "tune/smart": Exercise(no_accumulation=NOISE),
     "tune/lnsr": Exercise(no_accumulation=NOISE),
     # on a random body, guessing words is all there is to learn, unless it counts little
-    "tune/dft_plus": Exercise(settings={"weight": 0.01}, taken_off=_borrowed),
+    "tune/dft_plus": Exercise(settings={"weight": 0.01}),
     "tune/slca": Exercise(training={"learning_rate": 3e-2}),
     "tune/recadam": Exercise(settings={"midpoint": 0.5, "gamma": 50.0}),
     # variant D leaves some tensors wholly alone; it stands below, and in a run that is cut in its own tests

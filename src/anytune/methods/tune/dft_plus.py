@@ -52,7 +52,8 @@ class BorrowedHead(nn.Module):
     """The pre-training head of a base on the backbone of another model: together, a pre-training model.
 
     Only the head is a part of it; the backbone is looked at where it is. What the head shared with its own model's
-    word embeddings it shares with this one's.
+    word embeddings it shares with this one's. It is trained and stands in a run's checkpoints, which hold the trained
+    parameters; but it is on loan, so ``state_dict`` leaves it out, and nothing that is saved of the model has it.
 
     Args:
         model: the task model (or a PEFT wrapping of one).
@@ -77,6 +78,17 @@ class BorrowedHead(nn.Module):
         self.config = pretraining.config
         # past nn.Module's own way of keeping modules: the backbone is no part of the head
         self.__dict__[anatomy.prefix] = backbone
+
+        self.register_load_state_dict_post_hook(_not_missed)
+
+    def state_dict(self, *arguments: Any, destination: Any = None, **settings: Any) -> Any:
+        """Nothing."""
+        return {} if destination is None else destination
+
+
+def _not_missed(_: nn.Module, found: Any) -> None:
+    """A state that was saved without the borrowed head lacks nothing."""
+    found.missing_keys[:] = [name for name in found.missing_keys if f"{GRAFT}." not in name]
 
 
 def generation(step: int, steps: int, generations: int) -> int:

@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from anytune.errors import MethodError
 from anytune.methods.consistency import is_regression, item_labels
+from anytune.methods.objective import Regression
 from anytune.methods.protocol import Batch, Method, Run, Terms
 from anytune.methods.registry import register
 from anytune.methods.step import upcast
@@ -76,8 +77,14 @@ class SLCA(Method):
     suggests = {"learning_rate": 5e-4}  # noqa: RUF012 - of the head
 
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
-        """Keep what says where the head is."""
+        """Keep what says where the head is.
+
+        Raises:
+            MethodError: a reverse term is asked for on a regression.
+        """
         self._anatomy, self._head_names = run.anatomy, frozenset(run.head_names)
+        if isinstance(run.objective, Regression):
+            self._refuse_reverse()
         return model
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -117,9 +124,13 @@ class SLCA(Method):
         if not self.reverse:
             return terms
         if is_regression(batch):
+            self._refuse_reverse()
+        return {**terms, "reverse": self.reverse * reverse_cross_entropy(output.logits, item_labels(output, batch))}
+
+    def _refuse_reverse(self) -> None:
+        if self.reverse:
             raise MethodError(
                 f"reverse = {self.reverse:g} on a regression",
                 why="The reverse cross-entropy needs classes; a number to hit has none.",
                 fix="--set reverse=0   (the slow backbone stays)",
             )
-        return {**terms, "reverse": self.reverse * reverse_cross_entropy(output.logits, item_labels(output, batch))}
