@@ -27,10 +27,11 @@ from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps, training_settings
 from anytune.engine.tracking import Tracking, tracking
 from anytune.errors import DataError, SettingsError
+from anytune.jobs.command import check_seeds, recipe_of
 from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run, unwritten
 from anytune.jobs.opening import fitting, open_base, open_domain, open_store, open_task
 from anytune.jobs.resuming import Resume, RunIdentity, check_resume, insist, once
-from anytune.jobs.tune import Source, check_seeds, recipe_of
+from anytune.jobs.tune import Source
 from anytune.manifests import METRICS_NAME, BaseIdentity, DomainRecord, Manifest, Parent
 from anytune.methods import registry
 from anytune.methods.objective import LanguageModelling

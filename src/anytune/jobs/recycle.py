@@ -11,11 +11,12 @@ from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.engine.tracking import tracking
 from anytune.errors import DataError, DeltaError, StoreError, WrongBaseError
+from anytune.jobs.command import check_seeds, recipe_of
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_store, open_task
 from anytune.jobs.resuming import Resume, check_resume
 from anytune.jobs.scoring import EncodedTask
-from anytune.jobs.tune import Source, check_seeds, recipe_of
+from anytune.jobs.tune import Source
 from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, load_delta, tune_all
 from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry

@@ -11,22 +11,20 @@ from typing import Any
 from anytune.data.tasks import Task
 from anytune.engine.fanout import Unit, check_fan_out, run_units
 from anytune.engine.progress import Reporter, Silent
-from anytune.engine.settings import TrainingSettings, total_steps, training_settings
+from anytune.engine.settings import TrainingSettings, total_steps
 from anytune.engine.tracking import tracking
 from anytune.errors import SettingsError
-from anytune.jobs.extra_scores import LabelMap, Sources, extra_scores
+from anytune.jobs.command import Command
+from anytune.jobs.extra_scores import LabelMap, Sources
 from anytune.jobs.failures import are_kept, drop_failures, failures_kept, refuse_all_failed
 from anytune.jobs.forecast import unwritten
-from anytune.jobs.opening import fitting, open_base, open_store, open_task
+from anytune.jobs.opening import open_base, open_store
 from anytune.jobs.resuming import Resume, check_resume, insist
 from anytune.jobs.runs import Runs, floor_of
-from anytune.jobs.scoring import EncodedTask
-from anytune.jobs.subsets import SubsetSeed, subsets
-from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, refuse_untrained, suggested_rate, tune_all
+from anytune.jobs.subsets import SubsetSeed
+from anytune.jobs.tuning import TuningPlan, forecast_all, tune_all
 from anytune.jobs.workers import chosen_workers
-from anytune.manifests import MethodRecord
 from anytune.methods import registry
-from anytune.methods.protocol import Method
 from anytune.models.base import Base
 from anytune.store import Entry, Store
 
@@ -108,60 +106,23 @@ def tune(
     resume = check_resume(resume)
     followed = tracking(log_with, log_dir)
     place = open_store(store)
-    opened = open_base(base, place)
-    data = open_task(dict(task) if isinstance(task, Mapping) else task, **columns)
-    parts = subsets(data, train_size, train_sizes, per_class, subset_seed)
-    given = training_settings(training)
-    fitted = fitting(given, opened)
-    extra = extra_scores(
-        data, opened, score_on=score_on, probe_on=probe_on, label_map=label_map, max_length=fitted.max_length,
-        batch_size=fitted.evaluate_batch_size,
+    sizes_asked = len(train_sizes) if train_sizes is not None else 1
+    several = len(list(seeds)) * sizes_asked > 1 or against is not None or are_kept()
+    command = Command.of(
+        place, open_base(base, place), task, training=training, seeds=seeds, train_size=train_size,
+        train_sizes=train_sizes, per_class=per_class, subset_seed=subset_seed, score_on=score_on,
+        label_map=label_map, probe_on=probe_on, columns=columns, start_from=start_from, tracking=followed,
+        keeps_failure=several,
     )  # fmt: skip
-    chosen = check_seeds(seeds)
-    several = len(chosen) * len(parts.sizes) > 1 or against is not None or are_kept()
-
-    def planned(method: Any, keep: str, name: str | None, tags: Mapping[str, str]) -> list[TuningPlan]:
-        """The runs of one method, by size and seed."""
-        methods, settings = check_methods(method, opened), fitted
-        start: Outdated | None = None
-        inherited: list[MethodRecord] = []
-        if start_from is not None:
-            from anytune.jobs.starting import methods_after, starting_point  # stands on recycle, which stands on this
-
-            start = starting_point(start_from, opened, data, place)
-            _, inherited = methods_after(start, methods)
-            if inherited:  # the method that suggests a rate is not run again
-                settings = settings.model_copy(update={"learning_rate": suggested_rate(settings, methods)})
-        plans = []
-        for size in parts.sizes:
-            for seed in chosen:
-                fresh = registry.parse(method, "tune")
-                drawn = None if parts.task is parts.of(size, seed) else parts.seed_of(seed) or None
-                plans.append(TuningPlan(
-                    job="tune", base=opened, task=parts.of(size, seed), settings=settings, seed=seed, keep=keep,
-                    start=start, tracking=followed, extra=extra, keeps_failure=several,
-                    methods=fresh if start is None else methods_after(start, fresh)[0], inherited=inherited,
-                    name=name or f"{data.name}-{fresh[0].name}-{opened.name}", tags=dict(tags),
-                    recipe=recipe_of("tune", base=opened, task=data, method=method, training=settings, seeds=[seed],
-                                     train_size=size, per_class=per_class, subset_seed=drawn, score_on=score_on,
-                                     label_map=label_map, probe_on=probe_on, keep=keep,
-                                     start_from=start.entry.reference if start else None, **columns),
-                ))  # fmt: skip
-        return plans
-
     if keep not in ("weights", "scores"):
         raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")
-    plans = planned(method, keep, name, tags or {"arm": "fresh"})
+    plans = command.plans(method, keep, name, tags or {"arm": "fresh"})
     controls: list[TuningPlan] = []
     if against is not None:
-        controls = planned(against, "scores", None, {**(tags or {}), "arm": "control" if tags else "fresh"})
+        controls = command.plans(against, "scores", None, {**(tags or {}), "arm": "control" if tags else "fresh"})
         check_control(plans, controls)
-
-    def encoded(part: Task) -> EncodedTask:
-        return EncodedTask.of(part, opened, fitted.max_length)
-
     if dry_run:
-        forecasts: list[Any] = forecast_all([*plans, *controls], place, encoded=encoded)
+        forecasts: list[Any] = forecast_all([*plans, *controls], place, encoded=command.encoded)
         return Runs(forecasts)
     if resume == "must":
         insist(place, "delta", [plan.identity(plan.runtime()) for plan in (*plans, *controls)])
@@ -177,13 +138,13 @@ def tune(
     calls += [{**call, "method": against, "keep": "scores", "tags": plan.tags} for plan in controls]
     if share_out([*plans, *controls], calls, place, workers=workers, fan_out=fan_out, reporter=reporter or Silent()):
         resume = "auto"  # all are finished now
-    made = tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
+    made = tune_all(plans, place, encoded=command.encoded, reporter=reporter, resume=resume)
     refuse_all_failed(made)
     if controls:
-        beside = tune_all(controls, place, encoded=encoded, reporter=reporter, resume=resume)
+        beside = tune_all(controls, place, encoded=command.encoded, reporter=reporter, resume=resume)
     else:
         looked = several and start_from is None
-        beside = found_beside(plans, planned(PLAIN, "scores", None, {}), place) if looked else []
+        beside = found_beside(plans, command.plans(PLAIN, "scores", None, {}), place) if looked else []
     return Runs(made, beside, {plan.task.content: floor_of(plan.task) for plan in plans} if several else {})
 
 
@@ -205,19 +166,6 @@ def found_beside(plans: Sequence[TuningPlan], plain: Sequence[TuningPlan], store
         keys = [way.identity(way.runtime()).key for way in ways]
         found += [there[key] for key in keys if key in there][:1]
     return found
-
-
-def check_methods(method: Any, base: Base) -> list[Method]:
-    """The tune methods a command names, if they can train on ``base``.
-
-    Raises:
-        AnytuneError: unknown, none, not for this kind of model, or one that does not train.
-    """
-    methods = registry.parse(method, "tune", base.anatomy.model_type)
-    if not methods:
-        raise SettingsError("no method is given", why="An empty list trains nothing.", fix="method=full")
-    refuse_untrained(methods, "tune")
-    return methods
 
 
 def check_control(plans: Sequence[TuningPlan], controls: Sequence[TuningPlan]) -> None:
@@ -289,50 +237,3 @@ def _unit_name(plan: TuningPlan, plans: Sequence[TuningPlan]) -> str:
     if len({one.recipe.get("train_size") for one in plans}) > 1:
         parts.append(f"{plan.recipe['train_size']} examples")
     return ", ".join([*parts, f"seed {plan.seed}"])
-
-
-def check_seeds(seeds: Sequence[int]) -> list[int]:
-    """Seeds as given, if they are distinct whole numbers from 0 to 2**32 - 1.
-
-    Raises:
-        SettingsError: they are not.
-    """
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise SettingsError(
-                f"seed = {seed!r}", why="A seed is a whole number from 0 to 4294967295.", fix="seeds=[0]"
-            )
-    if len(set(seeds)) != len(seeds) or not seeds:
-        raise SettingsError(
-            f"seeds = {list(seeds)}", why="Seeds must be distinct, and at least one.", fix="seeds=[0,1,2]"
-        )
-    return list(seeds)
-
-
-def recipe_of(job: str, *, base: Base, task: Task | None = None, **settings: Any) -> dict[str, Any]:
-    """What ``anytune run`` needs to make an artefact again; local files appear by name, never by absolute path."""
-    recipe: dict[str, Any] = {"job": job, "base": base.ref or base.name}
-    if task is not None:
-        recipe["task"] = task.ref or task.name
-    for key, value in settings.items():
-        if value is None:
-            continue
-        if isinstance(value, TrainingSettings):
-            value = value.model_dump(exclude_unset=True)
-        recipe[key] = _portable(value)
-    return recipe
-
-
-def _portable(value: Any) -> Any:
-    if hasattr(value, "ref") and hasattr(value, "name"):  # a domain or a task
-        plain = value.ref in (None, value.name, f"sample:{value.name}")
-        return (value.ref or value.name) if plain else {"source": value.ref, "name": value.name}
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, str) and value.startswith("/"):
-        return Path(value).name
-    if isinstance(value, Mapping):
-        return {str(key): _portable(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_portable(inner) for inner in value]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
