@@ -155,6 +155,24 @@ def test_differences_stand_in_the_groups_of_their_matrices_and_dropout_draws_as_
     assert method._entries[in_blocks(model)[0]].value is found[f"{in_blocks(model)[0]}.difference"][0]
 
 
+def test_an_objective_that_draws_does_so_from_the_runs_seed(bench: Bench):  # noqa: F811
+    class Noisy(Classification):
+        def terms(self, output, batch):
+            return {"loss": (output.logits * torch.randn(output.logits.shape)).sum()}
+
+    def found(seed, run_seed):
+        method = Sift()
+        model, _ = prepared(places_of(bench), method, objective=Noisy(), seed=run_seed)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        method.param_groups(model, [])
+        assert torch.equal(before, torch.get_rng_state())
+        return torch.cat([entries.index for entries in method._entries.values()])
+
+    assert torch.equal(found(1, 5), found(2, 5))
+    assert not torch.equal(found(1, 5), found(1, 6))
+
+
 def test_with_layerwise_decay_differences_learn_at_the_rate_of_their_block(bench: Bench):  # noqa: F811
     for methods in ([Sift(), LayerwiseDecay(decay=0.5)], [LayerwiseDecay(decay=0.5), Sift()]):
         model, _ = prepared(places_of(bench), *methods)

@@ -66,10 +66,6 @@ def step_by_hand(places: Places, methods) -> Iterator[tuple]:
         method.finish(model, places.run([]))
 
 
-def size(tensors) -> int:
-    return sum(one.numel() * one.element_size() for one in tensors)
-
-
 @pytest.mark.parametrize("share", [0.01, 0.1])
 def test_gradients_and_moments_are_as_large_as_the_entries(share, bench: Bench):  # noqa: F811
     places = places_of(bench)
