@@ -28,7 +28,7 @@ def step_holding(optimizer: optim.Optimizer, held: Sequence[tuple[nn.Parameter, 
     used up (set to None), so that a step of the rest can follow.
 
     Args:
-        optimizer: its ``step`` is called once for each group.
+        optimizer: makes a step for each group, without the hooks hung on it.
         held: weights with a boolean mask of what is held, of the shape of this process's part.
     """
     every = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -52,7 +52,9 @@ def step_holding(optimizer: optim.Optimizer, held: Sequence[tuple[nn.Parameter, 
 @torch.no_grad()
 def _step_group(optimizer: optim.Optimizer, group: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
     before = [[values.clone() for values in _values(optimizer, parameter)] for parameter, _ in group]
-    optimizer.step()
+    # without the hooks on the optimizer: they are called once, by the step that this is a part of
+    step = type(optimizer).step
+    getattr(step, "__wrapped__", step)(optimizer)
     for (parameter, mask), old in zip(group, before, strict=True):
         _put_back(list(_values(optimizer, parameter)), old, mask)
 

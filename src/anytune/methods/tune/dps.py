@@ -26,7 +26,8 @@ Choices of ours: a count, not a threshold: exactly k entries, ties by index (the
 scores are tied, all of them where more than n - k are zero). Stages count optimizer steps, not forward passes, and
 Mix draws once a step, so accumulation changes nothing. ``freeze``: the paper's figure holds unselected weights at
 their value; its code only zeroes their gradients, so AdamW's momentum and weight decay go on moving them. Steps that a
-gradient scaler skips do not count, and gradients that are not finite do not enter GAM. GAM is fp32. Dropout is never
+gradient scaler skips do not count, and gradients that are not finite do not enter GAM. GAM is fp32. Held weights are
+held against the optimizer: what another method adds to its step (the pull of l2sp) moves them. Dropout is never
 touched: the published scripts turn it off (training setting dropout=0). ``preset: paper_code`` restores the published
 rules: freeze=grad, ties=threshold, stage length rounded down. The paper's ``p`` is 1 - keep.
 """
@@ -181,6 +182,7 @@ class DPS(Method):
         self._done = 0
         self._selected = False
         self._weights: dict[str, nn.Parameter] = {}
+        self._to_follow: optim.Optimizer | None = None
         #: stage I: summed squared gradients, and how often each column was active
         self._gam: dict[str, Tensor] = {}
         self._fam: dict[str, Tensor] = {}
@@ -212,14 +214,13 @@ class DPS(Method):
                 fix="dps last: --method lora --method dps",
             )
         self._weights = {name: trained[name] for name in self._names}
-        self._inside = False
-        optimizer.register_step_pre_hook(self._before_optimizer)
-        optimizer.register_step_post_hook(self._after_optimizer)
+        self._to_follow = optimizer
 
     def before_step(self, model: nn.Module) -> None:
         """Begin a stage where one begins; Mix puts its mixed weights in place."""
         if self.keep == 1:
             return
+        self._follow()
         done, clock = self._done, self._clock
         if clock.begins(done) and not clock.selects(done):
             self._forget()
@@ -249,10 +250,15 @@ class DPS(Method):
         if self.variant == "mix" and self.gradient_scale and (not selects or self.rescale):
             torch._foreach_div_([local(w.grad) for w in self._weights.values() if w.grad is not None], self.keep)
 
+    def _follow(self) -> None:
+        """Hang hooks on a new optimizer, after those of all other methods: they have changed its gradients then."""
+        if self._to_follow is not None:
+            self._to_follow.register_step_pre_hook(self._before_optimizer)
+            self._to_follow.register_step_post_hook(self._after_optimizer)
+            self._to_follow = None
+
     @torch.no_grad()
     def _before_optimizer(self, optimizer: optim.Optimizer, *_: Any) -> None:
-        if self._inside:
-            return
         selects = self._clock.selects(self._done)
         if not selects and self.score_on == "clipped":
             self._accumulate()
@@ -261,15 +267,9 @@ class DPS(Method):
         if selects and self.freeze == "hard":
             held = [(weight, self._mask_of(name)) for name, weight in self._weights.items() if name in self._frozen]
             self._aside = {weight: weight.grad for weight, _ in held}
-            self._inside = True
-            try:
-                step_holding(optimizer, held)
-            finally:
-                self._inside = False
+            step_holding(optimizer, held)
 
     def _after_optimizer(self, optimizer: optim.Optimizer, *_: Any) -> None:
-        if self._inside:
-            return
         for weight, gradient in self._aside.items():
             weight.grad = gradient
         self._aside = {}
