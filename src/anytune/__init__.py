@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anytune.data.domains import load_domain as load_domain
     from anytune.data.tasks import load_task as load_task
     from anytune.engine.hf_trainer import hf_trainer as hf_trainer
+    from anytune.jobs.arms import compare_arms as compare_arms
     from anytune.jobs.hub import pull as pull
     from anytune.jobs.hub import push as push
     from anytune.jobs.lm_eval import lm_eval as lm_eval
@@ -41,6 +42,7 @@ _RENAMED = {"score": "evaluate", "write_report": "report"}
 _HOMES = {
     "pretrain": "anytune.jobs.pretrain",
     "tune": "anytune.jobs.tune",
+    "compare_arms": "anytune.jobs.arms",
     "recycle": "anytune.jobs.recycle",
     "load": "anytune.jobs.load",
     "predict": "anytune.jobs.load",

@@ -8,6 +8,7 @@ import yaml
 
 from anytune.errors import AnytuneError, MethodError, SettingsError
 from anytune.jobs import recipes
+from anytune.jobs.arms import compare_arms
 from anytune.jobs.load import evaluate
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recipe_schemas import JOBS, EvaluateRecipe, PretrainRecipe, TuneRecipe
@@ -16,7 +17,10 @@ from anytune.jobs.recycle import recycle
 from anytune.jobs.report import report
 from anytune.jobs.tune import tune
 
-FUNCTIONS = {"tune": tune, "pretrain": pretrain, "recycle": recycle, "evaluate": evaluate, "report": report}
+FUNCTIONS = {
+    "tune": tune, "pretrain": pretrain, "recycle": recycle, "evaluate": evaluate, "compare": compare_arms,
+    "report": report,
+}  # fmt: skip
 EXAMPLES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 
@@ -133,6 +137,20 @@ def test_one_domain_may_stand_without_a_list():
         ("job: tune\nbase: b\ntask: t\ntrain_size: -5\n", ["line 4", "train_size = -5"], ""),
         ("job: tune\nbase: b\ntask: t\ntraining: fast\n", ["line 4", "training = 'fast'"], ""),
         ("job: tune\nbase: [a, b]\ntask: t\n", ["line 2", "base"], ""),
+        ("job: compare\nbase: b\ntasks: [t]\nout: o\narms: {x: {methd: lora}}\n", ["line 5", "'x'", "'methd'"],
+         "method:"),
+        ("job: compare\nbase: b\ntasks: [t]\nout: o\narms: {x: {training: {steps: 2}}}\n",
+         ["line 5", "'x' names no method"], None),
+        ("job: compare\nbase: b\ntasks: [t]\nout: o\narms: {x: lora}\n", ["line 5", "'x'"], "x: {method: lora}"),
+        ("job: compare\nbase: b\ntasks: [t]\nout: o\narms: {}\n", ["no arms"], None),
+        ("job: compare\nbase: b\ntasks: [t]\nout: o\narms: {x: {method: lora, training: {step: 2}}}\n",
+         ["line 5", "'step'"], "steps:"),
+        ("job: compare\nbase: b\ntasks: [t]\nout: o\ncontrol: y\narms:\n  x: {method: lora}\n",
+         ["arm as control", "'y'"], None),
+        ("job: compare\nbase: b\ntasks: [t]\nout: o\narms: {plain: {method: full}}\n", ["only arm"], None),
+        ("job: tune\nbase: b\ntask: t\ntrain_sizes: [0]\n", ["line 4", "train_sizes"], ""),
+        ("job: tune\nbase: b\ntask: t\nsubset_seed: runs\n", ["line 4", "subset_seed = 'runs'"], ""),
+        ("job: tune\nbase: b\ntask: t\nlabel_map: [a]\n", ["line 4", "label_map"], ""),
         ("jobs: []\n", ["line 1", "no list of jobs"], "jobs: [{job: tune, ...}, {job: report}]"),
         ("jobs:\n  - report\n", ["line 2", "a job is a mapping"], "{job: tune, base: ..., task: ...}"),
         ("sede: 1\njobs:\n  - {job: report}\n", ["line 1", "unknown key 'sede'"], None),
@@ -151,6 +169,12 @@ def test_an_unknown_method_is_told_with_its_line_and_the_near_one(tmp_path):
     problem = refused(write(tmp_path, "job: tune\nbase: b\ntask: t\nmethod: loraa\n"), kind=MethodError)
     assert "line 4" in problem.what
     assert problem.fix == "lora"
+
+
+def test_an_unknown_control_is_told_with_its_line(tmp_path):
+    problem = refused(write(tmp_path, "job: tune\nbase: b\ntask: t\nagainst: ful\n"), kind=MethodError)
+    assert "line 4" in problem.what
+    assert problem.fix == "full"
 
 
 def test_a_wrong_override_is_told_though_it_has_no_line(tmp_path):

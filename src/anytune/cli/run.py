@@ -69,10 +69,14 @@ def _print(job: str, result: Any) -> None:
         show.print_runs(result)
         stability_tables.print_summaries(result)
     else:
-        print(result)
+        show.say(str(result))
 
 
 def _plain(result: Any) -> Any:
+    if hasattr(result, "lines"):
+        from anytune.jobs.arms import record
+
+        return record(result)
     if isinstance(result, list):
         return stability_tables.runs_record(result)
     return result if isinstance(result, dict) else str(result)

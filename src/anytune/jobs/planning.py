@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from anytune.jobs.arms import compare_arms
 from anytune.jobs.forecast import PENDING, Forecast, standing_in
 from anytune.jobs.opening import open_base, open_store, open_task
 from anytune.jobs.pretrain import pretrain
@@ -131,6 +132,12 @@ class Planner:
             return [Forecast("evaluate", slug(given["delta"]), place, notes=(PENDING,))]
         found = self.stored.get(slug(given["delta"]), []) if isinstance(given["delta"], str) else []
         return [forecast_evaluation(**{**given, "delta": found[0] if len(found) == 1 else given["delta"]})]
+
+    def _compare(self, given: dict[str, Any]) -> list[Forecast]:
+        base, pending = self._base(given["base"])
+        with standing_in() if pending else nullcontext():
+            made: Any = compare_arms(**{**given, "base": base}, dry_run=True)
+        return list(made)
 
     def _report(self, given: dict[str, Any]) -> list[Forecast]:
         out = Path(given.get("out") or "report.html")

@@ -154,6 +154,28 @@ class EvaluateRecipe(TaskColumns):
     batch_size: Count | None = None
 
 
+class CompareRecipe(JobRecipe):
+    """``job: compare``; see :func:`anytune.jobs.arms.compare_arms`."""
+
+    home = ("anytune.jobs.arms", "compare_arms")
+    job: Literal["compare"] = "compare"
+    base: str
+    tasks: Sources
+    arms: dict[str, Any]
+    out: str
+    control: str = "plain"
+    store: str | None = None
+    seeds: Seeds | None = None
+    train_sizes: list[Count] | None = None
+    subset_seed: Literal["run"] | int | None = None
+    training: dict[str, Any] | None = None
+    score_on: Sources | None = None
+    label_map: LabelMap | None = None
+    probe_on: Sources | None = None
+    workers: int | None = None
+    fan_out: str = "processes"
+
+
 class ReportRecipe(JobRecipe):
     """``job: report``; see :func:`anytune.jobs.report.report`."""
 
@@ -169,5 +191,6 @@ JOBS: dict[str, type[JobRecipe]] = {
     "pretrain": PretrainRecipe,
     "recycle": RecycleRecipe,
     "evaluate": EvaluateRecipe,
+    "compare": CompareRecipe,
     "report": ReportRecipe,
 }

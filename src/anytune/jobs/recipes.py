@@ -29,7 +29,14 @@ from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import AnytuneError, SettingsError, nearest
 from anytune.jobs.recipe_files import RecipeText, read_recipe, with_overrides
-from anytune.jobs.recipe_schemas import JOBS, JobRecipe, PretrainRecipe, RecycleRecipe, TuneRecipe
+from anytune.jobs.recipe_schemas import (
+    JOBS,
+    CompareRecipe,
+    JobRecipe,
+    PretrainRecipe,
+    RecycleRecipe,
+    TuneRecipe,
+)
 from anytune.manifests import MANIFEST_NAME, read_manifest
 from anytune.store import Entry
 from anytune.store.names import slug
@@ -149,7 +156,7 @@ def _run_job(
     arguments = job.arguments()
     if store is not None:
         arguments["store"] = store
-    if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe):
+    if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe | CompareRecipe):
         arguments["reporter"] = reporter
     function = getattr(importlib.import_module(module), name)
     for key in ("base", "old_base"):
@@ -292,6 +299,16 @@ def _check_training(given: Any, text: RecipeText, place: tuple[str | int, ...]) 
 def _check_methods(job: JobRecipe, values: Mapping[str, Any], text: RecipeText, place: tuple[str | int, ...]) -> None:
     from anytune.methods import registry  # here: it imports torch, and a wrong key should be told at once
 
+    if isinstance(job, CompareRecipe):
+        from anytune.jobs.arms import check_arms
+
+        for arm in job.arms.values():
+            if isinstance(arm, Mapping):
+                _check_training(arm.get("training"), text, (*place, "arms"))
+        try:
+            check_arms(job.arms, job.control)
+        except AnytuneError as problem:
+            raise _at(problem, _where(text, place, "arms")) from None
     for key, room in job.rooms.items():
         if values.get(key) is None:
             continue
