@@ -19,8 +19,8 @@ step 250, and k follows from it so that k * t0 = 25, the product of the paper's 
 0 is lambda = 1 from the first step: plain training. The pull of one step, rate * (1 - lambda) * gamma, is at most 1
 (back onto w0): above a rate of 1 / gamma it would overshoot. ``gradient`` mixes after clipping; Adam then divides the
 pull by its own size, so gamma means something else there, and smaller values suit. In the decoupled form the run's
-weight decay is scaled by lambda like the rest of the optimizer's update. Entries that ``dps`` holds still are drawn
-back if this method is named first, and stay if it is named after it.
+weight decay is scaled by lambda like the rest of the optimizer's update. Entries that ``dps`` holds against
+the optimizer are drawn back all the same.
 """
 
 from __future__ import annotations
