@@ -179,17 +179,11 @@ class FrozenCopy:
         """``copy <- keep * copy + (1 - keep) * model``; with ``keep`` 0 the copy becomes the model, bit for bit.
 
         Raises:
-            MethodError: a method wrapped the model after the copy was made.
+            MethodError: see ``place``.
         """
+        self.place(model)
         theirs = dict(model.named_parameters())
         mine = dict(self.model.named_parameters())
-        if not mine.keys() <= theirs.keys():
-            raise MethodError(
-                f"'{self.owner}' copied the model before another method changed its parts",
-                why=f"The model no longer has {sorted(mine.keys() - theirs.keys())[0]}.",
-                fix=f"the other method first:   --method OTHER --method {self.owner}",
-            )
-        self.place(model)
         for name, own in mine.items():
             now = theirs[name].detach()
             now = now.full_tensor() if hasattr(now, "full_tensor") else now
@@ -199,10 +193,21 @@ class FrozenCopy:
                 own.lerp_(now, 1 - keep)
 
     def place(self, model: nn.Module) -> None:
-        """Move it to where the model computes, and into its precision: the model was moved since ``prepare``."""
+        """Move it to where the model computes, and into its precision: the model was moved since ``prepare``.
+
+        Raises:
+            MethodError: a method wrapped the model after the copy was made.
+        """
         if self._placed:
             return
         parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+        lost = [name for name, _ in self.model.named_parameters() if name not in parameters]
+        if lost:
+            raise MethodError(
+                f"'{self.owner}' copied the model before another method changed its parts",
+                why=f"The model no longer has {lost[0]}.",
+                fix=f"the other method first:   --method OTHER --method {self.owner}",
+            )
         for name, own in self.model.named_parameters():
             own.data = own.data.to(parameters[name].device, parameters[name].dtype)
         for prefix, module in self.model.named_modules():

@@ -161,6 +161,16 @@ def test_beside_an_adapter_it_comes_off_too(tiny_base, order):
     assert not any(GRAFT in name for name, _ in model.named_modules())
 
 
+def test_a_teacher_that_an_adapter_comes_after_is_refused_before_the_first_step(tiny_base):
+    ready = prepared(tiny_base, "tune/dft_plus", weight=0.0)
+    model, _ = ready.base.task_model("classification", ("a", "b", "c"), 3)
+    method = registry.create("tune/dft_plus", {"weight": 0.0})
+    model = registry.create("tune/lora").prepare(method.prepare(model, ready.run), ready.run)
+    with pytest.raises(MethodError, match="'dft_plus' copied the model before another method") as caught:
+        method.before_step(model)
+    assert "--method OTHER --method dft_plus" in caught.value.fix
+
+
 # ---------------------------------------------------------------------- generations
 
 

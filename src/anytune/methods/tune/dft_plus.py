@@ -14,7 +14,8 @@ numbers stands in place of T^2 KL. Generations are of equal length in optimizer 
 Paper: Zhang et al. 2023 (DFT++, arXiv 2306.05278).
 Costs: two forwards and backwards (the text as it is, and masked, with the vocabulary head at the masked words), from
 the second generation on a third forward without gradients; the pre-training head's weights with their moments; with
-more than one generation a second copy of the weights. Masks are drawn on the CPU.
+more than one generation a second copy of the weights. Masks are drawn on the CPU, text by text: some milliseconds for
+a batch.
 When not to use it: where labelled text is plenty; on decoders, which have no masked words; on texts of a few words.
 Choices of ours: alpha, temperature, weight and the number of generations have no source in our notes, and the
 defaults are not tuned. The paper's third part, more texts written by GPT-J, is left out: it needs a second model. The
