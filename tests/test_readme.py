@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/concepts.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/stability.md")
 
 
 def commands() -> list[str]:

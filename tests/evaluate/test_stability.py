@@ -187,6 +187,7 @@ def test_a_run_that_diverged_counts_at_the_floor_in_the_difference():
 def test_no_worse_is_about_the_lower_end():
     assert no_worse(Difference(9, 0.0, -0.4, 0.4, 1.0, "undecided"))
     assert not no_worse(Difference(9, 0.0, -0.5, 0.5, 1.0, "undecided"))
+    assert no_worse(Difference(2, 0.0, -0.4, 0.4, 1.0, "undecided")) is None, "two runs decide nothing"
     assert no_worse(Difference(1, 0.0, None, None, 1.0, "undecided")) is None
 
 

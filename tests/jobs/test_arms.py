@@ -162,6 +162,16 @@ def test_errors_are_better_when_lower_and_are_not_mixed_with_points():
     assert "slow" in arm_tables([*lines, *(line("plain", seed, 0.7, task="u") for seed in range(8))])
 
 
+def test_whole_tasks_are_compared_together_however_many_rows_they_have():
+    lines = [line(arm, seed, 0.7 + 0.1 * (arm == "slow"), task=task, size=None)
+             for task in ("t", "u") for arm in ("plain", "slow") for seed in range(6)]  # fmt: skip
+    lines += [line(arm, 0, 0.7, size=50) for arm in ("plain", "slow")]
+    few, whole = sections(lines)
+    assert (few.size, whole.size, len(whole.columns)) == (50, None, 2)
+    assert whole.overall["slow"].outcome == "higher"
+    assert "## All training examples: scores on test" in arm_tables(lines)
+
+
 def test_cells_are_shared_out_over_processes_and_a_recipe_says_it(tmp_path, tiny_base, tiny_task, capsys):
     recipe = {
         "job": "compare", "base": str(tiny_base), "tasks": str(tiny_task), "arms": {"bias": {"method": "bitfit"}},
@@ -179,7 +189,7 @@ def test_the_command_prints_the_summary_or_all_tables(cli, made):
     found, _, _ = made
     short, long = cli("compare", found.folder), cli("compare", found.folder, "--tables")
     assert (short.code, long.code) == (0, 0)
-    assert "15 examples, 2 tasks" in short.out
+    assert "15 training examples, 2 tasks" in short.out
     assert "| arm |" in long.out
     numbers = json.loads(cli("compare", found.folder, "--json").out)
     assert numbers["test"][0]["all"]["bias"]["outcome"] in ("higher", "lower", "undecided")

@@ -1,8 +1,9 @@
 """Arms over tasks and training sizes, from the lines of a ``runs.jsonl`` alone: pure functions on plain values.
 
-A line is one run: ``task``, ``metric``, ``size``, ``arm``, ``control``, ``seed``, ``validation`` and ``test`` (raw,
-in the metric; None if the run diverged), ``floor``, ``ood``, ``probe`` and ``probe_base`` (name -> raw score),
-``probe_metrics`` (name -> metric), ``steps``, ``seconds``, ``failed``, ``predictions``.
+A line is one run: ``task``, ``metric``, ``size`` (None: the whole task), ``arm``, ``control``, ``seed``,
+``validation`` and ``test`` (raw, in the metric; None if the run diverged), ``floor``, ``ood``, ``probe`` and
+``probe_base`` (name -> raw score), ``probe_metrics`` (name -> metric), ``steps``, ``seconds``, ``failed``,
+``predictions``.
 """
 
 from __future__ import annotations
@@ -62,9 +63,15 @@ class Column:
 class Section:
     """Columns of one training size that are read together, and every arm against the control in and over them."""
 
-    size: int
+    #: None: the whole of each task
+    size: int | None
     columns: Sequence[Column]
     control: str
+
+    @property
+    def title(self) -> str:
+        """``"100 training examples"``."""
+        return "all training examples" if self.size is None else f"{self.size} training examples"
 
     @cached_property
     def rows(self) -> list[str]:
@@ -105,7 +112,7 @@ def sections(lines: Iterable[Line], kind: str = "test") -> list[Section]:
     lines = list(lines)
     make = {"test": _test_columns, "ood": _ood_columns, "probe": _probe_columns}[kind]
     made = []
-    for size in sorted({line["size"] for line in lines}):
+    for size in sorted({line["size"] for line in lines}, key=lambda size: (size is None, size)):
         own = [line for line in lines if line["size"] == size]
         columns = make(own)
         if columns:
@@ -113,7 +120,7 @@ def sections(lines: Iterable[Line], kind: str = "test") -> list[Section]:
     return made
 
 
-def cost(lines: Iterable[Line], size: int) -> dict[str, float]:
+def cost(lines: Iterable[Line], size: int | None) -> dict[str, float]:
     """Arm -> seconds of training as a multiple of the control's, the mean over tasks of the ratio of mean seconds."""
     spent: dict[tuple[str, str], list[float]] = {}
     control = ""
@@ -132,7 +139,7 @@ def cost(lines: Iterable[Line], size: int) -> dict[str, float]:
 def failures(lines: Iterable[Line]) -> list[str]:
     """What happened to the runs that diverged."""
     return [
-        f"{line['arm']}, {line['task']}, {line['size']} examples, seed {line['seed']}: {line['failed']}"
+        f"{line['arm']}, {line['task']}, {line['size'] or 'all'} examples, seed {line['seed']}: {line['failed']}"
         for line in lines
         if line["failed"]
     ]

@@ -150,7 +150,7 @@ class Against:
         p: the sign-flip p, corrected by Holm over the arms of the comparison.
         outcome: "higher" or "lower" where the interval excludes 0 and the corrected p is below 1 - level; else
             "undecided".
-        no_worse: whether the interval's lower end lies above ``-MARGIN``; None without an interval.
+        no_worse: whether the interval's lower end lies above ``-MARGIN``; None for fewer than three runs.
         smallest: the smallest true difference that this comparison had an 80 % chance to show, uncorrected.
         spread_p: Brown-Forsythe p that both arms spread equally; None with fewer than two runs.
         spread: "higher" where the arm's scores spread more than the control's, "lower" where less; "undecided" with
@@ -232,8 +232,8 @@ def decide(differences: Mapping[str, Difference], level: float = LEVEL) -> dict[
 
 
 def no_worse(difference: Difference, margin: float = MARGIN) -> bool | None:
-    """Whether the lower end of the interval lies above ``-margin``; None without an interval."""
-    return None if difference.low is None else difference.low > -margin
+    """Whether the lower end of the interval lies above ``-margin``; None for fewer runs than decide anything."""
+    return None if difference.low is None or difference.n < DECIDING_SEEDS else difference.low > -margin
 
 
 def smallest_shown(n: int, sd: float, level: float = LEVEL, power: float = POWER) -> float:

@@ -334,7 +334,7 @@ def _lines(cells: Sequence[Cell], tasks: Sequence[Task], control: str, store: St
                 floors[task.content] = floor_of(task)
             probed = list(plan.extra.probed) if plan.extra else []
             yield {
-                "task": tasks[cell.task].name, "metric": task.metric, "size": cell.size or len(task.train),
+                "task": tasks[cell.task].name, "metric": task.metric, "size": cell.size, "train": len(task.train),
                 "arm": cell.arm, "control": control, "seed": plan.seed, "validation": entry.score("validation"),
                 "test": entry.score("test"), "floor": floors[task.content],
                 "ood": {one.name: entry.score(f"test:{one.name}", task.metric)

@@ -37,11 +37,12 @@ def arm_tables(lines: Sequence[Line]) -> str:
         "without 0 and a sign-flip p below 0.05 after Holm's correction over the arms. 'No worse': the interval's "
         "lower end is above -0.5. 'Could show': the smallest true difference with an 80 % chance to be shown. "
         "Failed: diverged, or not above the score of always giving the commonest training answer, with which a "
-        "diverged run is counted. Cost: training seconds as a multiple of the control's.\n",
+        "diverged run is counted. Spread: Brown-Forsythe against the control, column by column, not corrected. "
+        "Cost: training seconds as a multiple of the control's.\n",
     ]
     for kind, title in TITLES.items():
         for section in sections(lines, kind):
-            text.append(f"## {section.size} training examples: {title}\n")
+            text.append(f"## {section.title[0].upper()}{section.title[1:]}: {title}\n")
             if NOTES[kind]:
                 text.append(NOTES[kind] + "\n")
             text.append(_scores(section))
@@ -60,7 +61,7 @@ def summary(lines: Sequence[Line]) -> str:
     for section in sections(lines):
         spent = cost(lines, section.size)
         many = len(section.columns) > 1 and bool(section.overall)
-        head = f"{section.size} examples, {len(section.columns)} task{'s' if len(section.columns) > 1 else ''}"
+        head = f"{section.title}, {len(section.columns)} task{'s' if len(section.columns) > 1 else ''}"
         said.append(f"{head}: test, difference to {section.control}")
         for arm in section.rows:
             cells = [cell for column in section.columns if (cell := section.cell(arm, column))]
