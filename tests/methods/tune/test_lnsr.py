@@ -120,9 +120,10 @@ def test_only_the_first_pass_of_a_batch_is_recorded_and_no_hook_is_left_behind(t
     batch = ready.method.prepare_batch(batch_of())
     output = ready.objective.forward(ready.model, batch)
     recording = ready.method._recording
-    first = dict(recording.gave)
+    first, given = dict(recording.gave), {number: one[0][0] for number, one in recording.given.items()}
     ready.objective.forward(ready.model, {**batch, "input_ids": batch["input_ids"].flip(0)})
     assert all(recording.gave[number] is first[number] for number in first)
+    assert all(recording.given[number][0][0] is given[number] for number in first)
     assert output is not None
     ready.method.finish(ready.model, ready.run)
     for module in ready.model.modules():

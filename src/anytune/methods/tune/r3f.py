@@ -12,9 +12,9 @@ Paper: Aghajanyan et al. 2020 (R3F, "Better Fine-Tuning by Reducing Representati
 Costs: two forwards and the backward of both: about twice the time and the memory for activations; no further state.
 When not to use it: under bf16, where noise of 1e-5 is lost in rounding and only dropout differs; where R-Drop already
 runs, which says the same of dropout noise and is much larger.
-Choices of ours: both passes draw their own dropout, as the published code does. With dropout on, their difference is
-mostly dropout's and not z's; ``dropout=0`` among the training settings leaves z alone. Gradients flow through both
-answers. Weight 1 and scale 1e-5 are what the literature uses most.
+Choices of ours: both passes draw their own dropout. With dropout on, their difference is mostly dropout's and not z's;
+``dropout=0`` among the training settings leaves z alone. Gradients flow through both answers. Weight 1 and scale 1e-5
+are what the literature uses most; they are not tuned by us.
 """
 
 from __future__ import annotations

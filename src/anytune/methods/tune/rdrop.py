@@ -13,9 +13,9 @@ no further state.
 When not to use it: without dropout, where both halves are equal and it only costs; where the step's memory is what
 limits you.
 Choices of ours: the divergence is a mean over items, so that ``alpha`` means the same for every batch size and every
-kind of task (the published code sums it over batch and classes, so its alpha is ours times the number of items). The
-default 1 stands in the middle of the values in use; it is not tuned by us. Items are examples, labelled words or
-labelled tokens, as the task has them.
+kind of task. The published code sums it over batch and classes without dividing: its alpha of 1 is our alpha of 16 for
+a batch of 16. The default 1 is not tuned by us. Items are examples, labelled words or labelled tokens, as the task has
+them.
 """
 
 from __future__ import annotations

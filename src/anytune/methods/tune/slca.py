@@ -13,7 +13,7 @@ cross-entropy).
 Costs: those of plain training; no further state.
 When not to use it: for a task far from what the base has seen, which needs its body to move; for a model without a
 head of its own (generation).
-Choices of ours: ``slow`` is 0.1. The paper's 0.01 is for images, SGD and many epochs over a stream of tasks; a text
+Choices of ours: ``slow`` is 0.1, not tuned. The paper's 0.01 is for image models and long streams of tasks; a text
 model tuned by AdamW for 50 to 300 steps hardly moves at 0.01. The suggested rate 5e-4 is the head's: the body then
 learns at the usual 5e-5. Head means what the base does not hold, a freshly made pooler included, and everything after
 the body. The third part of SLCA is left out: after training it fits a Gaussian to each class and aligns the

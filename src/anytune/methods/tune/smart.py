@@ -17,9 +17,9 @@ copy of the weights. About three times the time of plain training.
 When not to use it: where time counts; with weights split up over processes (fsdp), which it refuses: the search's
 backward runs inside the forward pass; under bf16, where changes of 1e-5 are lost in rounding.
 Choices of ours: the gradient is divided by its largest entry, for a raw gradient is far smaller than eps; one momentum
-for the whole run, 0.99 (the paper goes over to 0.999 after a tenth of it: at 50 to 300 steps such an average would
-stand still); the average answers without dropout; the other passes draw their own, as in R3F. weight, bregman, eps,
-step_size and noise have the values the literature gives for the paper; not tuned by us.
+for the whole run, 0.99 (the paper is said to go over to 0.999 after a tenth of it: at 50 to 300 steps such an average
+would stand still); the average answers without dropout; the other passes draw their own, as in R3F. weight, bregman,
+eps, step_size and noise are the values told of the paper, which was not at hand; they are not tuned by us.
 """
 
 from __future__ import annotations
