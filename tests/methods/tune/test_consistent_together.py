@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from anytune.methods import registry
+from anytune.methods.objective import objective_for
+from anytune.methods.protocol import Run
+from anytune.methods.step import StepModule
+from anytune.models.base import load_base
 from tests.contract.bench import Bench, equal
 from tests.contract.places import Places
+from tests.models.kinds import make_kind
 
 PAIRS = [("rdrop", "slca"), ("r3f", "rdrop"), ("smart", "lnsr"), ("lnsr", "smart"), ("rdrop", "lnsr"),
          ("dft_plus", "rdrop"), ("rdrop", "dft_plus"), ("smart", "dft_plus"), ("dft_plus", "smart")]  # fmt: skip
@@ -62,3 +67,28 @@ def test_a_trainers_checkpoint_with_a_borrowed_head_can_be_gone_on_from(bench: B
     trainer = places.trainer(tmp_path / "cut", arguments=saving)
     trainer.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
     assert equal(whole, {name: tensor.detach() for name, tensor in trainer.inner.state_dict().items()})
+
+
+@pytest.mark.parametrize("name", ["rdrop", "r3f", "smart", "lnsr", "slca"])
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_they_tune_a_generating_model_too(name, kind, tmp_path):
+    base = load_base(make_kind(kind, tmp_path))
+    model, head_names = base.task_model("generation", (), 0)
+    objective = objective_for("generation", base.anatomy)
+    ids = torch.tensor([[5, 9, 12, 1, 20, 0], [7, 8, 9, 30, 31, 32]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [1] * 6])
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill((mask == 0) | (ids < 9), -100)}
+    method = registry.create(f"tune/{name}", {"slow": 1.0} if name == "slca" else None)
+    run = Run(seed=0, steps=2, anatomy=base.anatomy, head_names=head_names, objective=objective, base=base)
+    model = method.prepare(model, run).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    added = []
+    for _ in range(2):
+        method.before_step(model)
+        terms = StepModule(model, [method], objective)(method.prepare_batch(batch))
+        added = [value.item() for key, value in terms.items() if key != "loss"]
+        sum(terms.values()).backward()
+        optimizer.step()
+        method.after_step(model)
+    assert added
+    assert all(value > 0 for value in added)
