@@ -21,7 +21,8 @@ Choices of ours: decoupled by default, so that strength means the same for every
 drawn back too; it replaces weight decay: on the base's weights the run's ``weight_decay`` is switched off unless
 strength is 0. ``anchor: bf16`` draws towards rounded values, so it also moves weights that the task leaves alone.
 ``penalty`` is computed where the loss is: with a method that puts other weights in place, at those if it is named
-after this one. Entries that ``dps`` holds against the optimizer are drawn back all the same. The default strength is ours and not tuned; try 1, 10 and 100.
+after this one. Entries that ``dps`` holds against the optimizer are drawn
+back all the same. The default strength is ours and not tuned; try 1, 10 and 100.
 """
 
 from __future__ import annotations
