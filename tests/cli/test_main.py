@@ -27,7 +27,7 @@ HEAVY = (
     "rich",
 )
 COMMANDS = (
-    "demo", "samples", "methods", "pretrain", "tune", "recycle", "evaluate", "predict", "merge", "export", "report",
+    "demo", "samples", "methods", "pretrain", "tune", "recycle", "compare", "evaluate", "predict", "merge", "export", "report",
     "store", "run",
 )  # fmt: skip
 

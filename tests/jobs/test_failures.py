@@ -16,7 +16,7 @@ TRAINING = {"steps": 4, "batch_size": 8, "max_length": 32, "precision": "fp32", 
 def bad_seeds(monkeypatch):
     """Seeds whose weights are broken before their first step."""
     bad: set[int] = set()
-    real = tuning._prepared
+    real = tuning.prepared
 
     import contextlib
 
@@ -27,7 +27,7 @@ def bad_seeds(monkeypatch):
                 ready.model.classifier.bias.data.fill_(float("nan"))
             yield ready
 
-    monkeypatch.setattr(tuning, "_prepared", prepared)
+    monkeypatch.setattr(tuning, "prepared", prepared)
     return bad
 
 

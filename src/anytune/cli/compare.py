@@ -14,7 +14,9 @@ def compare(
     tables: Annotated[bool, typer.Option("--tables", help="Print all tables, not their summary alone.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Compute the tables of a comparison again from its runs.jsonl; 'anytune run RECIPE' with job: compare makes one.
+    """Make the tables of a comparison again.
+
+    They are computed from its runs.jsonl alone. 'anytune run RECIPE' makes a comparison, by a recipe of job: compare.
 
     Example: anytune compare stability/reviews
     """

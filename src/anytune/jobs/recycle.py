@@ -15,9 +15,10 @@ from anytune.jobs.command import check_seeds, recipe_of
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_store, open_task
 from anytune.jobs.resuming import Resume, check_resume
+from anytune.jobs.run_all import forecast_all, tune_all
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.tune import Source
-from anytune.jobs.tuning import Outdated, TuningPlan, forecast_all, load_delta, tune_all
+from anytune.jobs.tuning import Outdated, TuningPlan, load_delta
 from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method

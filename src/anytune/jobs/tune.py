@@ -20,9 +20,10 @@ from anytune.jobs.failures import are_kept, drop_failures, failures_kept, refuse
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import open_base, open_store
 from anytune.jobs.resuming import Resume, check_resume, insist
+from anytune.jobs.run_all import forecast_all, tune_all
 from anytune.jobs.runs import Runs, floor_of
 from anytune.jobs.subsets import SubsetSeed
-from anytune.jobs.tuning import TuningPlan, forecast_all, tune_all
+from anytune.jobs.tuning import TuningPlan
 from anytune.jobs.workers import chosen_workers
 from anytune.methods import registry
 from anytune.models.base import Base

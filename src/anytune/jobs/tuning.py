@@ -9,7 +9,6 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +25,8 @@ from anytune.engine.tracking import Tracking
 from anytune.errors import DeltaError, DivergedError, MethodError
 from anytune.jobs.extra_scores import ExtraScores
 from anytune.jobs.failures import keep_failure
-from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run
-from anytune.jobs.resuming import Resume, RunIdentity, insist, once
+from anytune.jobs.forecast import Prepared
+from anytune.jobs.resuming import Resume, RunIdentity, once
 from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent
 from anytune.methods import registry
@@ -144,71 +143,8 @@ def tune_once(
     return once(store, "delta", identity, make, resume=resume, reporter=reporter, runtime=runtime)
 
 
-def tune_all(
-    plans: Sequence[TuningPlan],
-    store: Store,
-    *,
-    encoded: Callable[[Task], EncodedTask],
-    reporter: Reporter | None = None,
-    resume: Resume = "auto",
-) -> list[Entry]:
-    """The runs of one command, one after the other; those of one task share it as token ids.
-
-    Raises:
-        TrainingError: ``resume`` is "must" and none of the runs was begun before.
-    """
-    reporter = reporter or Silent()
-    if resume == "must":
-        insist(store, "delta", [plan.identity(plan.runtime()) for plan in plans])
-    if any(not store.find("delta", run=plan.identity(plan.runtime()).key) for plan in plans):
-        announce_precision(plans[0].runtime(), plans[0].settings.precision, reporter)
-    shared = _last_kept(encoded)
-    return [tune_once(plan, store, encoded=shared, reporter=reporter, resume=resume) for plan in plans]
-
-
-def _last_kept(encoded: Callable[[Task], EncodedTask]) -> Callable[[Task], EncodedTask]:
-    """The function with its last answer kept, for as long as it is asked about the same task."""
-    last: list[tuple[str, EncodedTask]] = []
-
-    def called(task: Task) -> EncodedTask:
-        if not last or last[0][0] != task.content:
-            last[:] = [(task.content, encoded(task))]
-        return last[0][1]
-
-    return called
-
-
-def forecast_all(
-    plans: Sequence[TuningPlan], store: Store, *, encoded: Callable[[Task], EncodedTask]
-) -> list[Forecast]:
-    """What the runs of one command would cost; one of a size and method is tried, the others differ in their seed."""
-    shared = _last_kept(encoded)
-    made: list[Forecast] = []
-    for plan in plans:
-        runtime = plan.runtime()
-        alike = [
-            one for one, other in zip(made, plans, strict=False)
-            if one.trial is not None and len(other.task.train) == len(plan.task.train)
-            and [method.name for method in other.methods] == [method.name for method in plan.methods]
-        ]  # fmt: skip
-        made.append(forecast_run(
-            store, "delta", plan.identity(runtime), runtime, partial(_forecast_prepared, plan, shared, runtime),
-            name=_name(plan), keeps_weights=plan.keep == "weights",
-            like=alike[0] if alike else None,
-            # the test split is scored once, after the run
-            afterwards=len(plan.task.test) / max(1, len(plan.task.validation)),
-        ))  # fmt: skip
-    return made
-
-
-def _forecast_prepared(
-    plan: TuningPlan, encoded: Callable[[Task], EncodedTask], runtime: Runtime
-) -> contextlib.AbstractContextManager[Prepared]:
-    return _prepared(plan, encoded(plan.task), runtime)
-
-
 @contextlib.contextmanager
-def _prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterator[Prepared]:
+def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterator[Prepared]:
     """The run ready to begin; inside, torch draws from the run's own seed."""
     task, base, settings = plan.task, plan.base, plan.settings
     batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
@@ -257,14 +193,14 @@ def _tune(
         make_encoded(plan.task) if make_encoded else EncodedTask.of(plan.task, plan.base, plan.settings.max_length)
     )
     key, tracking = identity.key, plan.tracking
-    with _prepared(plan, encoded, runtime) as ready:
+    with prepared(plan, encoded, runtime) as ready:
         result = train(
             ready.model,
             **ready.arguments,
             work=work,
             title=title(plan),
             reporter=reporter,
-            tracked=tracking.of(_name(plan), plan.seed, key, identity.settings) if tracking else None,
+            tracked=tracking.of(name_of(plan), plan.seed, key, identity.settings) if tracking else None,
         )
         model = ready.model
         for method in reversed(plan.methods):
@@ -273,7 +209,7 @@ def _tune(
     return runtime.first(lambda: outcome.keep(store))
 
 
-def _name(plan: TuningPlan) -> str:
+def name_of(plan: TuningPlan) -> str:
     """What the artefact is called."""
     return plan.name or f"{plan.task.name}-{plan.methods[0].name}-{plan.base.name}"
 
@@ -427,7 +363,7 @@ def manifest_of(plan: TuningPlan, key: str, runtime: Runtime, *, form: Literal["
             parents.append(Parent(id=weights.entry.manifest.id, role="delta", name=weights.entry.manifest.name))
     return Manifest(
         kind="delta",
-        name=_name(plan),
+        name=name_of(plan),
         run=key,
         base=base.identity,
         parents=parents,
