@@ -48,7 +48,7 @@ from anytune.models.base import load_base
 
 BATCH, LENGTH = 16, 128
 #: steps of a stage: a short one, so that selection weighs more than it does in practice
-STAGE = 10
+STAGE = 5
 DPS = {"name": "dps", "stage_steps": STAGE}
 ARMS: dict[str, Any] = {
     "plain": [],

@@ -46,10 +46,18 @@ def exact_mask(scores: Tensor, k: int) -> Tensor:
     if k >= scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = kth_largest(scores, k)
-    if scores.device.type == "cpu":  # looking costs nothing here, and ties at the threshold are rare
-        mask = scores >= threshold
-        if int(mask.count_nonzero()) == k:
-            return mask
+    if scores.device.type != "cpu":
+        return _without_looking(scores, threshold, k)
+    mask = scores >= threshold  # looking costs nothing here, and few are tied at the threshold
+    surplus = int(mask.count_nonzero()) - k
+    if surplus:
+        tied = (scores == threshold).reshape(-1).nonzero().reshape(-1)
+        mask.view(-1)[tied[len(tied) - surplus :]] = False
+    return mask
+
+
+def _without_looking(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
+    """The same mask by operations whose shapes are known beforehand: a device need not be waited for."""
     above = scores > threshold
     return above | _first(scores == threshold, k - above.count_nonzero())
 
