@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from anytune.engine.checkpoints import Snapshot, join_state, random_state, restore_random_state, split_state
 from anytune.engine.runtime import Runtime
-from anytune.engine.sharding import like, whole
+from anytune.engine.sharding import like
 from anytune.engine.stages import moments, restore_moments
 from anytune.errors import MethodError
 from anytune.manifests import CurvePoint
+from anytune.methods.parts import whole
 from anytune.methods.protocol import Method
 from anytune.methods.step import trainable
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from anytune.engine.runtime import Runtime
 from anytune.errors import MethodError, TrainingError
+from anytune.methods.parts import is_part, whole
 from anytune.methods.protocol import Batch, Method, Terms
 from anytune.methods.step import trainable
 from anytune.models.anatomy import anatomy_of
@@ -160,17 +161,6 @@ def check_sharded(methods: Sequence[Method]) -> None:
                 why="It computes on whole weights between the steps, and each process holds a part of them.",
                 fix="--training sharding=none",
             )
-
-
-def is_part(tensor: Tensor) -> bool:
-    """Whether a tensor is split up over processes (a DTensor)."""
-    return hasattr(tensor, "full_tensor")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A plain tensor: every process that calls this with its part gets the whole."""
-    found: Tensor = tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined]
-    return found
 
 
 def like(tensor: Tensor, model: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anytune.errors import MethodError
+from anytune.methods.parts import whole
 from anytune.methods.protocol import Batch
 from anytune.methods.step import upcast
 from anytune.models.anatomy import Anatomy
@@ -185,8 +186,7 @@ class FrozenCopy:
         theirs = dict(model.named_parameters())
         mine = dict(self.model.named_parameters())
         for name, own in mine.items():
-            now = theirs[name].detach()
-            now = now.full_tensor() if hasattr(now, "full_tensor") else now
+            now = whole(theirs[name].detach())
             if keep == 0.0:
                 own.copy_(now)
             else:

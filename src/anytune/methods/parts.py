@@ -16,6 +16,12 @@ def is_part(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A plain tensor: every process that calls this with its part gets the whole."""
+    found: Tensor = tensor.full_tensor() if is_part(tensor) else tensor  # type: ignore[attr-defined]
+    return found
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, sharing its memory; a plain tensor is its own."""
     part: Tensor = tensor.to_local() if is_part(tensor) else tensor  # type: ignore[attr-defined]
