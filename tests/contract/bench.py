@@ -55,8 +55,8 @@ class Trained:
     trained_names: set[str]
     head_names: set[str]
     result: TrainingResult
-    #: loss on the training data, without dropout, before and after
-    losses: tuple[float, float]
+    #: loss on the training data, without dropout, before and after; where it was asked for
+    losses: tuple[float, float] | None
 
     @property
     def after(self) -> dict[str, Tensor]:
@@ -137,7 +137,8 @@ class Bench:
 
     def loop(
         self, name: str, *, settings: Mapping[str, Any] | None = None, methods: Sequence[Method] | None = None,
-        precise: bool = False, pieces: int = 1, together: int = 1, steps: int = 6, **training: Any,
+        precise: bool = False, pieces: int = 1, together: int = 1, steps: int = 6, measured: bool = False,
+        **training: Any,
     ) -> Trained:  # fmt: skip
         """The method straight through the loop.
 
@@ -146,6 +147,7 @@ class Bench:
             precise: fp64 and no dropout.
             pieces: micro-batches that each batch is cut into.
             together: whole batches accumulated in a step.
+            measured: also give the loss on the training data before and after, which costs a pass each.
         """
         room, given = room_of(name), exercise(name)
         if methods is None:
@@ -189,7 +191,7 @@ class Bench:
             # what a method that does not train changes is the model it was given
             before = state(model) if all(method.trains for method in methods) else before_move
             names = {found for found, parameter in model.named_parameters() if parameter.requires_grad}
-            seen = [batches.batch(number) for number in range(batches.batches_per_epoch)]
+            seen = [batches.batch(number) for number in range(batches.batches_per_epoch)] if measured else []
             first_loss = mean_loss(model, objective, seen)
             result = train(
                 model, methods=methods, objective=objective,
@@ -199,7 +201,8 @@ class Bench:
             )  # fmt: skip
             for method in reversed(methods):
                 model = method.finish(model, run)
-        return Trained(model, before, names, set(head_names), result, (first_loss, mean_loss(model, objective, seen)))
+        losses = (first_loss, mean_loss(model, objective, seen)) if measured else None
+        return Trained(model, before, names, set(head_names), result, losses)
 
     def _install(self, model: nn.Module) -> nn.Module:
         store = Store(self.folder / "shelf") if (self.folder / "shelf").exists() else self.store("for-the-loop")
@@ -212,7 +215,7 @@ class Bench:
 def mean_loss(model: nn.Module, objective: Any, batches: Sequence[Batch]) -> float:
     model.eval()
     losses = [objective.terms(objective.forward(model, batch), batch)["loss"].item() for batch in batches]
-    return sum(losses) / len(losses)
+    return sum(losses) / len(losses) if losses else 0.0
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

@@ -1,20 +1,28 @@
-"""Every registered method on every kind of model it claims, through the jobs a user calls.
+"""Every registered method on every kind of model it claims.
 
-A few steps on a tiny random base of the kind: it trains, what is stored answers as it did, and the delta lands on an
-upgraded base of the same kind.
+A few steps on a tiny random base of the kind: it trains. Through the jobs a user calls, what is stored answers as it
+did, and the delta lands on an upgraded base of the same kind; for tune methods that differ in training alone and store
+what full tuning stores, one kind of each family stands for the others there.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import anytune
+from anytune.data.batches import ExampleBatches, encode_task
+from anytune.data.tasks import load_task
+from anytune.engine.loop import train
+from anytune.engine.runtime import make_runtime, seeded
+from anytune.engine.settings import training_settings
 from anytune.errors import AnytuneError, MethodError
-from anytune.jobs.tuning import load_delta
-from anytune.methods import registry
+from anytune.jobs.tuning import delta_of, load_delta
+from anytune.methods import Classification, Run, registry
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import load_base
 from anytune.store import Entry, Store
@@ -22,6 +30,10 @@ from tests.contract.settings import exercise
 from tests.models.kinds import KINDS, VARIANTS, make_kind
 
 ALL = (*KINDS, *VARIANTS)
+#: an encoder, a decoder with transposed maps, one with gated ones, and an encoder-decoder
+FAMILIES = ("bert", "gpt2", "llama", "t5")
+#: tune methods that store something of their own, or are the first that anybody uses: through the jobs on every kind
+EVERYWHERE = ("tune/full", "tune/lora", "tune/bitfit", "tune/sift", "tune/dps")
 ROOMS = {room: registry.names(room) for room in ("pretrain", "tune", "recycle")}
 COMMON = {"precision": "fp32", "batch_size": 8, "learning_rate": 3e-3, "schedule": "constant", "keep": "last"}
 PRETRAIN = {**COMMON, "steps": 4, "block_size": 32}
@@ -36,6 +48,13 @@ class Shelf:
         self.base = make_kind(kind, folder / "base")
         self.store = Store(folder / "store")
         self._made: dict[str, Entry] = {}
+
+    @cached_property
+    def opened(self) -> tuple[Any, ExampleBatches, tuple[str, ...]]:
+        """The base, its training batches and the label names, read once."""
+        base, task = load_base(self.base), load_task(self.task)
+        encoded = encode_task(task.train, base.tokenizer(), 24, task.kind, base.anatomy.encoder_decoder)
+        return base, ExampleBatches(encoded, 8, 0), task.label_names
 
     @property
     def model_type(self) -> str:
@@ -98,7 +117,35 @@ def test_it_pretrains_and_the_new_base_is_one_of_the_kind(kind, method, shelf):
     assert new.pretraining_model()[1] == []
 
 
-@pytest.mark.parametrize(("kind", "method"), claimed("tune"))
+def through_the_jobs(kind: str, method: str) -> bool:
+    return method in EVERYWHERE or kind in FAMILIES
+
+
+@pytest.mark.parametrize(("kind", "method"), [case for case in claimed("tune") if not through_the_jobs(*case.values)])
+def test_it_trains_and_nothing_but_a_difference_is_left(kind, method, shelf):
+    place = shelf(kind)
+    base, batches, labels = place.opened
+    model, head_names = base.task_model("classification", labels, 0)
+    made, objective = registry.create(method, exercise(method).settings), Classification()
+    run = Run(seed=0, steps=3, anatomy=base.anatomy, head_names=head_names, objective=objective, batches=batches,
+              base=base, device=torch.device("cpu"))  # fmt: skip
+    with seeded(1):
+        model = made.prepare(model, run)
+        train(
+            model, methods=[made], objective=objective, batches=batches, steps=3, learning_rate=3e-3,
+            settings=training_settings({"precision": "fp32", "keep": "last"}), runtime=make_runtime("fp32"),
+        )  # fmt: skip
+        model = made.finish(model, run)
+    moved = delta_of(model, base, list(head_names), base.identity)
+    if isinstance(moved, AdapterDelta):
+        assert any(name.endswith("lora_B.weight") and tensor.any() for name, tensor in moved.tensors.items())
+    else:
+        assert moved.difference
+        assert set(moved.head) == {*head_names}
+        assert all(torch.isfinite(tensor).all() for tensor in moved.difference.values())
+
+
+@pytest.mark.parametrize(("kind", "method"), [case for case in claimed("tune") if through_the_jobs(*case.values)])
 def test_it_tunes_and_what_is_stored_answers_the_same(kind, method, shelf):
     entry = shelf(kind).tuned(method)
     moved = load_delta(entry)

@@ -29,7 +29,10 @@ from anytune.store import Store
 from tests.contract.bench import Bench
 from tests.contract.in_processes import ALIKE, CUT, LAUNCHED, case_name, folder_name, shardings
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed"),
+    pytest.mark.timeout(900),  # the two processes do everything in one start
+]
 CHECKS = ("loops", "cuts", "errors", "reached", "taken_apart", "launched")
 
 
@@ -54,7 +57,7 @@ def pair(bench: Bench, tmp_path_factory) -> Path:
         for rank in range(2)
     ]
     try:
-        assert [process.wait(timeout=400) for process in started] == [0, 0]
+        assert [process.wait(timeout=800) for process in started] == [0, 0]
     finally:
         for process in started:
             process.kill()
