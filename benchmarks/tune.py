@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from live_bytes import LiveBytes
 
 from anytune.data.batches import ExampleBatches, encode_task
-from anytune.data.samples import sample_folder
+from anytune.data.samples import cache_folder, sample_folder
 from anytune.data.tasks import load_task
 from anytune.engine.allocator import keep_freed_memory
 from anytune.engine.runtime import make_runtime
@@ -99,7 +99,7 @@ def four_layers() -> Any:
     """A BERT of 4 layers, 512 wide (the size published as BERT-small), with random weights."""
     from transformers import BertConfig, BertModel
 
-    folder = Path("/tmp") / f"anytune-bert-small-{torch.__version__}"
+    folder = cache_folder() / "benchmarks" / "bert-small"
     if not (folder / "model.safetensors").exists():
         torch.manual_seed(0)
         config = BertConfig(hidden_size=512, num_hidden_layers=4, num_attention_heads=8, intermediate_size=2048)

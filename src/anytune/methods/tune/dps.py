@@ -21,7 +21,8 @@ Costs: one forward and one backward per step. Dense: 4 bytes for each weight tha
 stage I, 13 in stage II (anchor=bf16: 10 and 11; anchor=cpu: 8 and 9). Selection is a partition of each matrix, once
 in a cycle. Measured times and bytes: benchmarks/README.md.
 When not to use it: with thousands of examples, where plain tuning is stable already; with so few steps that a stage
-is one or two steps long, since one gradient then selects (evidence: EVIDENCE.md).
+is one or two steps long, since one gradient then selects. What it gained on real text
+so far is in EVIDENCE.md: nothing that six runs of one task could show.
 Choices of ours: a count, not a threshold: exactly k entries, ties by index (the published rule selects more where
 scores are tied, all of them where more than n - k are zero). Stages count optimizer steps, not forward passes, and
 Mix draws once a step, so accumulation changes nothing. ``freeze``: the paper's figure holds unselected weights at
@@ -29,7 +30,8 @@ their value; its code only zeroes their gradients, so AdamW's momentum and weigh
 gradient scaler skips do not count, and gradients that are not finite do not enter GAM. GAM is fp32. Held weights are
 held against the optimizer: what another method adds to its step (the pull of l2sp) moves them. Dropout is never
 touched: the published scripts turn it off (training setting dropout=0). ``preset: paper_code`` restores the published
-rules: freeze=grad, ties=threshold, stage length rounded down. The paper's ``p`` is 1 - keep.
+rules: freeze=grad, ties=threshold, stage length rounded down. The paper's ``p`` is 1 - keep. keep=0.7
+and stage=0.05 are the published scripts' values; our own sweep of them is not finished.
 """
 
 from __future__ import annotations
@@ -76,10 +78,6 @@ class StageClock:
     def begins(self, done: int) -> bool:
         """Whether that step is the first of its stage."""
         return done % self.length == 0
-
-    def cycle(self, done: int) -> int:
-        """The number of the cycle it belongs to, from 0."""
-        return done // (2 * self.length)
 
 
 def selection_score(gam: Tensor, fam: Tensor | None, length: int, penalised: bool) -> Tensor:
