@@ -137,7 +137,7 @@ def test_what_process_0_raises_all_raise_and_methods_that_need_whole_weights_are
 def test_a_loss_that_is_not_finite_on_one_process_ends_both_with_the_same_error(pair: Path):
     one, other = said(pair, "errors")
     assert one["not finite"] == other["not finite"]
-    assert one["not finite"][0] == "TrainingError"
+    assert one["not finite"][0] == "DivergedError"
     assert "the loss is nan at step 3" in one["not finite"][1]
 
 

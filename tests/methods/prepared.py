@@ -59,3 +59,13 @@ def prepared(
     model = (model if dropout else without_dropout(model)).train()
     method.before_step(model)
     return Prepared(base, model, run, method, objective, StepModule(model, [method], objective))
+
+
+def prepared_model(folder: Path, *methods: Method, task: str = "classification") -> tuple[nn.Module, Run]:
+    """A task model of the base in a folder after each method's ``prepare``, and the run they were told of."""
+    base = load_base(folder)
+    model, head = base.task_model(task, ("a", "b"), 0)
+    run = Run(seed=0, steps=1, anatomy=base.anatomy, head_names=head)
+    for method in methods:
+        model = method.prepare(model, run)
+    return model, run

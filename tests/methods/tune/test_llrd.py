@@ -7,23 +7,13 @@ from anytune.engine import method_groups
 from anytune.errors import MethodError
 from anytune.methods import registry
 from anytune.methods.heights import depths_below_head
-from anytune.methods.protocol import Run
 from anytune.methods.tune.llrd import LayerwiseDecay, split_group
 from anytune.methods.tune.reinit import Reinit
 from anytune.methods.tune.top_k_layers import TopKLayers
-from anytune.models.base import load_base
 from tests.contract.bench import Bench, equal
 from tests.contract.conftest import bench  # noqa: F401
+from tests.methods.prepared import prepared_model as prepared
 from tests.models.kinds import KINDS, VARIANTS, make_kind
-
-
-def prepared(folder, *methods, task="classification"):
-    base = load_base(folder)
-    model, head = base.task_model(task, ("a", "b"), 0)
-    run = Run(seed=0, steps=1, anatomy=base.anatomy, head_names=head)
-    for method in methods:
-        model = method.prepare(model, run)
-    return model, run
 
 
 def rates(model, methods, decay=0.1) -> dict[str, float]:

@@ -5,19 +5,9 @@ import pytest
 from anytune.engine import method_groups
 from anytune.errors import MethodError, SettingsError
 from anytune.methods import registry
-from anytune.methods.protocol import Run
 from anytune.methods.tune.top_k_layers import TopKLayers
-from anytune.models.base import load_base
+from tests.methods.prepared import prepared_model as prepared
 from tests.models.kinds import KINDS, VARIANTS, make_kind
-
-
-def prepared(folder, *methods, task="classification"):
-    base = load_base(folder)
-    model, head = base.task_model(task, ("a", "b"), 0)
-    run = Run(seed=0, steps=1, anatomy=base.anatomy, head_names=head)
-    for method in methods:
-        model = method.prepare(model, run)
-    return model, run
 
 
 def trained(model) -> set[str]:
