@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.canaries.sentence import assumption
+
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
 def test_a_step_without_its_hooks(kind):
@@ -14,9 +16,13 @@ def test_a_step_without_its_hooks(kind):
     optimizer.register_step_pre_hook(lambda *_: called.append("pre"))
     optimizer.register_step_post_hook(lambda *_: called.append("post"))
     weight.grad = torch.ones(2)
-    with torch.no_grad():
-        kind.step.__wrapped__(optimizer)
-    assert not called
-    assert (weight < 1).all()
-    optimizer.step()
-    assert called == ["pre", "post"]
+    with assumption(
+        "torch no longer keeps an optimizer's own step behind its hooks as step.__wrapped__: methods/holding.py makes "
+        "a step in parts with it"
+    ):
+        with torch.no_grad():
+            kind.step.__wrapped__(optimizer)
+        assert not called
+        assert (weight < 1).all()
+        optimizer.step()
+        assert called == ["pre", "post"]

@@ -17,9 +17,9 @@ from __future__ import annotations
 import contextlib
 import math
 import multiprocessing
-import pickle
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def chosen_workers(plans: Sequence[TuningPlan], call: Mapping[str, Any]) -> int:
     if plans[0].runtime().device.type != "cpu" or sum(map(estimated_seconds, plans)) < WORTH_SECONDS:
         return 1
     try:
-        pickle.dumps(dict(call))
+        ForkingPickler.dumps(dict(call))  # what a process that is started is sent
     except Exception:  # an open thing that cannot be sent; then this process does the work
         return 1
     free, each = free_memory(), PROCESS_BYTES + 16 * _parameters(plans[0])
