@@ -130,6 +130,23 @@ def load_stream(entries: Sequence[str | Path | Mapping[str, Any] | Domain]) -> t
     return stream
 
 
+def joined(stream: Sequence[Domain]) -> Domain:
+    """All domains of a stream as one, named ``A+B+C``: their texts and held-out texts one after the other.
+
+    Dates are kept only where every domain has them.
+    """
+    if len(stream) == 1:
+        return stream[0]
+    texts = tuple(text for one in stream for text in one.texts)
+    heldout = tuple(text for one in stream for text in one.heldout)
+    dated = all(one.dates is not None for one in stream)
+    return Domain(
+        name="+".join(one.name for one in stream), texts=texts, heldout=heldout,
+        dates=tuple(date for one in stream for date in one.dates or ()) if dated else None,
+        ref=None, content=_content(texts, heldout), notes=tuple(note for one in stream for note in one.notes),
+    )  # fmt: skip
+
+
 def _find(source: str | Path, text: str, date: str | None) -> _Found:
     if isinstance(source, str) and source.startswith(sources.SAMPLE_PREFIX):
         return _from_sample(source.removeprefix(sources.SAMPLE_PREFIX), date)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from anytune.data.batches import BlockBatches, heldout_batches
-from anytune.data.domains import Domain, load_stream
+from anytune.data.domains import Domain, joined, load_stream
 from anytune.data.packing import Blocks, Objective, pack
 from anytune.data.samples import cache_folder
 from anytune.data.separation import overlap
@@ -37,6 +37,7 @@ from anytune.methods import registry
 from anytune.methods.objective import LanguageModelling
 from anytune.methods.protocol import Method, Run
 from anytune.models.base import Base, save_base
+from anytune.models.carried import carried_digest, load_carried, save_carried
 from anytune.models.dropout import set_dropout
 from anytune.models.fingerprint import fingerprint_folder
 from anytune.models.probe import make_probe
@@ -113,17 +114,22 @@ def pretrain(
     place = open_store(store)
     current = open_base(base, place)
     sources = [domains] if isinstance(domains, str | Path | Domain | Mapping) else list(domains)
-    stream = load_stream([open_domain(source, **columns) for source in sources])
+    heard = stream = load_stream([open_domain(source, **columns) for source in sources])
+    flow = stream_of(registry.parse(method, "pretrain", current.anatomy.model_type))
+    if flow == "joint":
+        stream = (joined(heard),)
     check_seeds([seed])
     if names is not None and len(names) != len(stream):
         raise SettingsError(f"{len(names)} names for {len(stream)} domains", fix="one name per domain, or none")
     tasks = [open_task(task) for task in apart_from]
-    overlaps = {domain.name: count_overlap(domain, tasks) for domain in stream}
-    settings = fitting(training_settings(training, keep="last"), current)
+    overlaps = {domain.name: count_overlap(domain, tasks) for domain in heard}
+    settings = given = fitting(training_settings(training, keep="last"), current)
+    if flow == "joint" and settings.steps is not None:  # they count per domain, and the mixture gets them all
+        settings = settings.model_copy(update={"steps": settings.steps * len(heard)})
     tokenizer = current.tokenizer()
     objective = current.anatomy.objective
-    known = {domain.name: domain for domain in [*map(open_domain, watch), *stream]}
-    watched = [known[name] for name in dict.fromkeys([*(domain.name for domain in stream), *known])]
+    known = {domain.name: domain for domain in [*map(open_domain, watch), *heard]}
+    watched = [known[name] for name in dict.fromkeys([*(domain.name for domain in heard), *known])]
     made: dict[str, PackedDomain] = {}
 
     def packed(domain: Domain) -> PackedDomain:
@@ -133,28 +139,48 @@ def pretrain(
         return made[domain.name]
 
     entries: list[Any] = []
+    first = current
     for number, domain in enumerate(stream):
+        parts = heard if flow == "joint" else (domain,)
         stage = _Stage(
-            base=current, domain=domain, watched=watched, packed=packed, settings=settings, seed=seed,
-            methods=registry.parse(method, "pretrain", current.anatomy.model_type), overlap=overlaps[domain.name],
+            base=current, domain=domain, parts=parts, watched=watched, packed=packed, settings=settings, seed=seed,
+            methods=registry.parse(method, "pretrain", current.anatomy.model_type),
+            overlap={part.name: overlaps[part.name] for part in parts},
             tracking=followed,
             name=names[number] if names else f"{current.name}+{domain.name}",
-            recipe=recipe_of("pretrain", base=current, domains=[domain], method=method, training=settings,
+            recipe=recipe_of("pretrain", base=current, domains=list(parts), method=method, training=given,
                              seed=seed, names=[names[number]] if names else None,
-                             watch=[one for one in watched if one is not domain],
+                             watch=[one for one in watched if not any(one is part for part in parts)],
                              apart_from=list(apart_from), **columns),
         )  # fmt: skip
         if dry_run:
-            made_before = number == 0 or entries[-1].state == "stored"
+            made_before = number == 0 or flow == "restart" or entries[-1].state == "stored"
             entries.append(stage.forecast(place, pending=not made_before))
             stored = entries[-1].state == "stored"
             renamed = current.identity.model_copy(update={"name": stage.name})
             current = open_base(entries[-1].place) if stored else replace(current, identity=renamed)
+            current = first if flow == "restart" else current
             continue
         entry = stage.run(place, reporter or Silent(), resume if number == 0 or resume == "never" else "auto")
         entries.append(entry)
-        current = open_base(entry)
+        current = first if flow == "restart" else open_base(entry)
     return entries
+
+
+def stream_of(methods: Sequence[Method]) -> str:
+    """How the stages of a stream follow each other: what the one method that says so wants, else "chain".
+
+    Raises:
+        SettingsError: two methods want different streams.
+    """
+    wanted = {method.stream: method.name for method in methods if method.stream != "chain"}
+    if len(wanted) > 1:
+        one, other = wanted.values()
+        raise SettingsError(
+            f"methods '{one}' and '{other}' cannot be combined: each orders the stream in its own way",
+            fix=f"--method {one}   or   --method {other}",
+        )
+    return next(iter(wanted), "chain")
 
 
 def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
@@ -181,13 +207,15 @@ def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
 class _Stage:
     base: Base
     domain: Domain
+    #: the domains it is made of: itself, or all of a stream that are mixed
+    parts: Sequence[Domain]
     watched: Sequence[Domain]
     packed: Callable[[Domain], PackedDomain]
     methods: Sequence[Method]
     settings: TrainingSettings
     seed: int
     name: str
-    overlap: dict[str, int]
+    overlap: dict[str, dict[str, int]]
     recipe: dict[str, Any]
     tracking: Tracking | None = None
 
@@ -200,6 +228,9 @@ class _Stage:
             "training": {**decisive(self.settings), **runtime.decides()}, "seed": self.seed, "name": self.name,
             "watched": sorted(one.content for one in self.watched),
         }  # fmt: skip
+        carried = carried_digest(self.base.folder)
+        if carried is not None:
+            decides["carried"] = carried
         names = {
             "base": self.base.name, "domain": self.domain.name, "watched": ", ".join(one.name for one in self.watched)
         }  # fmt: skip
@@ -268,7 +299,8 @@ class _Stage:
             if settings.dropout is not None:
                 set_dropout(model, settings.dropout)
             run = Run(seed=derive_seed(self.seed, "method"), steps=steps, anatomy=base.anatomy, objective=objective,
-                      batches=batches, base=base, device=runtime.device)  # fmt: skip
+                      batches=batches, base=base, device=runtime.device,
+                      carried=load_carried(base.folder))  # fmt: skip
             for method in self.methods:
                 model = method.prepare(model, run)
             yield Prepared(model, run, {
@@ -297,13 +329,14 @@ class _Stage:
             for name, loss in point.scores.items():
                 perplexity = math.exp(loss) if loss is not None and loss < 700 else None
                 scores[f"{prefix}:{name}"] = {"loss": loss, "perplexity": perplexity}
-        record: DomainRecord = self.domain.record()
-        record.tokens, record.overlap = self.packed(self.domain).train.token_count, self.overlap
+        records: list[DomainRecord] = [part.record() for part in self.parts]
+        for record, part in zip(records, self.parts, strict=True):
+            record.tokens, record.overlap = self.packed(part).train.token_count, self.overlap[part.name]
         parents = (
             [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest and base.manifest.id else []
         )
         manifest = Manifest(
-            kind="base", name=self.name, run=key, base=base.identity, parents=parents, domains=[record],
+            kind="base", name=self.name, run=key, base=base.identity, parents=parents, domains=records,
             methods=[registry.record(method) for method in self.methods],
             training={**self.settings.model_dump(), "learning_rate": self.settings.learning_rate or 5e-5,
                       "steps": result.steps},
@@ -319,6 +352,7 @@ class _Stage:
             manifest.base = BaseIdentity(
                 backbone=prints.backbone, config=prints.config, vocabulary=prints.vocabulary, name=self.name
             )
+            save_carried(folder, {method.name: method.carry_state() for method in self.methods})
             if (work / METRICS_NAME).exists():
                 shutil.copy(work / METRICS_NAME, folder / METRICS_NAME)
 
