@@ -100,6 +100,19 @@ def example_weights(batch: Batch, causal: bool, dtype: torch.dtype = torch.float
     return counts / counts.sum().clamp(min=1)
 
 
+def token_weights(batch: Batch, mask: Tensor, causal: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight of each token in a mean over items, ``[b, n]``: of its text, shared by the text's real tokens.
+
+    Args:
+        batch: with its labels.
+        mask: 1 for real tokens, ``[b, n]``.
+        causal: see ``example_weights``.
+        dtype: of the weights.
+    """
+    real = mask.to(dtype)
+    return example_weights(batch, causal, dtype)[:, None] * real / real.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 # ---------------------------------------------------------------------- noise
 
 
