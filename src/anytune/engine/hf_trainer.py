@@ -55,6 +55,7 @@ from anytune.methods.step import StepModule, total, trainable
 from anytune.models.adapters import AdapterDelta
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.base import Base
+from anytune.models.carried import load_carried
 from anytune.models.weights import SINGLE_FILE, write_tensors
 
 #: Where the Trainer puts the number of items of the whole step.
@@ -202,6 +203,7 @@ class MethodTrainer(Trainer):
             seed=derive_seed(args.seed, "method"), steps=steps, anatomy=anatomy, head_names=head_names,
             install_outdated=install_outdated, objective=objective, base=base, device=args.device,
             batches=data if data is not None and is_batches(data) else None,
+            carried=load_carried(base.folder) if base is not None else {},
         )  # fmt: skip
         with seeded(derive_seed(args.seed, "train")):
             for method in self.methods:

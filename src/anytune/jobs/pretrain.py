@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from anytune.data.batches import BlockBatches, heldout_batches
@@ -35,7 +36,7 @@ from anytune.jobs.tune import Source
 from anytune.manifests import METRICS_NAME, BaseIdentity, DomainRecord, Manifest, Parent
 from anytune.methods import registry
 from anytune.methods.objective import LanguageModelling
-from anytune.methods.protocol import Method, Run
+from anytune.methods.protocol import Method, Run, overrides
 from anytune.models.base import Base, save_base
 from anytune.models.carried import carried_digest, load_carried, save_carried
 from anytune.models.dropout import set_dropout
@@ -266,7 +267,12 @@ class _Stage:
             model = ready.model
             for method in reversed(self.methods):
                 model = method.finish(model, ready.run)
-        return runtime.first(lambda: self._keep(store, identity.key, model, result, runtime, work))
+            scores = result.curve[-1].scores
+            if any(overrides(method, "finish") for method in self.methods):  # it may leave other weights than the last
+                model.eval()
+                with torch.no_grad():
+                    scores = runtime.first(lambda: ready.arguments["evaluate"](model).scores)
+        return runtime.first(lambda: self._keep(store, identity.key, model, result, scores, runtime, work))
 
     @contextlib.contextmanager
     def _prepared(self, runtime: Runtime) -> Iterator[Prepared]:
@@ -295,11 +301,11 @@ class _Stage:
             return Evaluation(found, own, better=-own if own is not None else math.nan)
 
         with seeded(derive_seed(self.seed, "pretrain")):
-            model, _fresh = base.pretraining_model(derive_seed(self.seed, "head"))
+            model, fresh = base.pretraining_model(derive_seed(self.seed, "head"))
             if settings.dropout is not None:
                 set_dropout(model, settings.dropout)
-            run = Run(seed=derive_seed(self.seed, "method"), steps=steps, anatomy=base.anatomy, objective=objective,
-                      batches=batches, base=base, device=runtime.device,
+            run = Run(seed=derive_seed(self.seed, "method"), steps=steps, anatomy=base.anatomy, head_names=fresh,
+                      objective=objective, batches=batches, base=base, device=runtime.device,
                       carried=load_carried(base.folder))  # fmt: skip
             for method in self.methods:
                 model = method.prepare(model, run)
@@ -319,14 +325,14 @@ class _Stage:
         return language_loss(model, objective, islice(batches, max(1, HELDOUT_BLOCKS // size)), runtime)
 
     def _keep(
-        self, store: Store, key: str, model: nn.Module, result: TrainingResult, runtime: Runtime, work: Path
-    ) -> Entry:
+        self, store: Store, key: str, model: nn.Module, result: TrainingResult,
+        found: Mapping[str, float | None], runtime: Runtime, work: Path,
+    ) -> Entry:  # fmt: skip
         base = self.base
         model = model.cpu()
-        first, last = result.curve[0], result.curve[-1]
         scores: dict[str, dict[str, float | None]] = {}
-        for prefix, point in (("before:heldout", first), ("heldout", last)):
-            for name, loss in point.scores.items():
+        for prefix, losses in (("before:heldout", result.curve[0].scores), ("heldout", found)):
+            for name, loss in losses.items():
                 perplexity = math.exp(loss) if loss is not None and loss < 700 else None
                 scores[f"{prefix}:{name}"] = {"loss": loss, "perplexity": perplexity}
         records: list[DomainRecord] = [part.record() for part in self.parts]
