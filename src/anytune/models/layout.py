@@ -96,6 +96,8 @@ class Anatomy:
     positions: str | None = "max_position_embeddings"
     #: rows of the position table that hold no position (RoBERTa kinds count from their padding id + 1)
     position_offset: int = 0
+    #: path of the table of learned positions; None for kinds with rotary or relative positions only
+    position_table: str | None = None
     #: canonical name -> the canonical name it is tied to, inside the backbone
     tied: tuple[tuple[str, str], ...] = ()
     #: weights of linear layers are stored as [in, out]
