@@ -111,11 +111,18 @@ def labelled_logits(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> t
 
     The items stand row by row, from left to right; a decoder's logits of position t stand beside the label of t + 1.
     """
+    hidden, labels = labelled_hidden(model, batch, anatomy)
+    return anatomy.pretraining_logits(model, hidden), labels
+
+
+def labelled_hidden(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> tuple[Tensor, Tensor]:
+    """Last hidden states [items, width] where a label asks for a word, and those labels [items]; no logits yet."""
     hidden = (_written if anatomy.encoder_decoder else _hidden)(model, batch, anatomy)
     labels = batch["labels"]
     if anatomy.causal:
         hidden, labels = hidden[:, :-1], labels[:, 1:]
-    return _logits_at(model, hidden, labels, anatomy)
+    chosen = labels != NO_LABEL
+    return hidden[chosen], labels[chosen]
 
 
 def label_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:
