@@ -73,6 +73,7 @@ EXERCISES: dict[str, Exercise] = {
     ),
     "tune/freeze": Exercise(training={"learning_rate": 1e-2, "batch_size": 42}, trains=_not_an_embedding),
     "tune/dps": Exercise(settings={"variant": "mix", "keep": 0.6, "stage_steps": 1}),
+    "pretrain/derpp": Exercise(second_stage=True),
     "pretrain/replay": Exercise(second_stage=True),
     "pretrain/sequential": Exercise(settings={"head_rate": 2.0}),
     "tune/lora": Exercise(settings={"r": 4, "targets": "all-linear", "dropout": 0.1}, trains=_adapter_or_head),
