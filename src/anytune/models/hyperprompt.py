@@ -14,6 +14,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,9 +24,9 @@ from torch.nn import functional
 from anytune import compat
 from anytune.errors import BaseError, SettingsError, unknown
 from anytune.models.anatomy import Anatomy, anatomy_of
+from anytune.models.layout import HYPERPROMPT
+from anytune.models.weights import HYPERPROMPT_SETTINGS, HYPERPROMPT_TENSORS
 
-#: what the files of a prompted base are called, beside those of the bare one
-HYPERPROMPT_SETTINGS, HYPERPROMPT_TENSORS = "hyperprompt.json", "hyperprompt.safetensors"
 #: of the settings file
 FORMAT = 1
 #: the most layers a hypernetwork's transformer has by default
@@ -165,6 +166,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def read_settings(folder: Path) -> HyperPromptConfig | None:
+    """The settings of the hypernetwork in a base's folder; None for a bare base.
+
+    Raises:
+        BaseError: they are damaged.
+    """
+    path = folder / HYPERPROMPT_SETTINGS
+    if not path.is_file():
+        return None
+    try:
+        return HyperPromptConfig.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, SettingsError) as problem:
+        what = problem.what if isinstance(problem, SettingsError) else str(problem)
+        raise BaseError(
+            f"cannot use {path}: {what}",
+            why=getattr(problem, "why", "") or "The base's hypernetwork cannot be made without it.",
+            fix="copy the folder again, or make the base again",
+        ) from None
+
+
 # ---------------------------------------------------------------------- pure functions
 
 
@@ -205,7 +226,7 @@ def readable_tokens(mask: Tensor, allowed: Tensor | None = None, reads: int | No
         reads: at most so many of each row, the first ones; None for no limit.
 
     Returns:
-        A boolean [b, n]. Where nothing is left of a row, its first token is read; of a row of padding, the first place.
+        A boolean [b, n]. Where nothing is left of a row, its first token is read; of padding alone, the first place.
     """
     attended = mask.bool()
     chosen = attended if allowed is None else attended & allowed.bool()
@@ -272,8 +293,23 @@ class Net(nn.Module):
         return self.norm(pooled(hidden, mask, self.pooling))
 
 
+class _Frozen:
+    """Holds a module where nothing that walks over a model sees it: no optimizer, no adapter, no ``train()``.
+
+    Copies of a model share it, as it never changes.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.requires_grad_(False).eval()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Frozen:
+        return self
+
+
 class HyperPrompt(nn.Module):
     """Writes a prompt for each text. Made by ``make_hyperprompt``.
+
+    The encoder is in its state dict (``encoder.*``), but in none of ``parameters()``, ``modules()``, ``train()``.
 
     Args:
         config: resolved settings.
@@ -289,24 +325,52 @@ class HyperPrompt(nn.Module):
         super().__init__()
         self.config = config
         self.hidden_id = hidden_id
-        self.encoder = encoder.requires_grad_(False)
+        self._frozen = _Frozen(encoder)
         self.net = Net(encoded, config)
         assert config.width is not None
-        self.head = nn.Linear(config.width, config.components)
+        # Not called "head": PEFT saves whole modules by the end of their names, and a task head may be called so.
+        self.weigh = nn.Linear(config.width, config.components)
         self.components = nn.Parameter(torch.zeros(config.components, config.length, width))
         self.eval()
 
-    def train(self, mode: bool = True) -> HyperPrompt:
-        """As every module, but for the encoder, which always answers without dropout."""
-        super().train(mode)
-        self.encoder.eval()
+    @property
+    def encoder(self) -> nn.Module:
+        """What reads the text: frozen, without dropout."""
+        return self._frozen.module
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear map from a text's vector [b, w] to the scores of the components [b, M]."""
+        return self.weigh
+
+    def _apply(self, fn: Any, recurse: bool = True) -> HyperPrompt:
+        super()._apply(fn, recurse)
+        self.encoder._apply(fn)
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self.encoder.state_dict(destination=destination, prefix=f"{prefix}encoder.", keep_vars=keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        _, _, missing, unexpected, _ = others
+        super()._load_from_state_dict(state_dict, prefix, *others)
+        inside = f"{prefix}encoder."
+        own = self.encoder.state_dict()
+        given = {name.removeprefix(inside): state_dict[name] for name in state_dict if name.startswith(inside)}
+        missing.extend(inside + name for name in own if name not in given)
+        unexpected[:] = [name for name in unexpected if name.removeprefix(inside) not in own]
+        given = {name: tensor for name, tensor in given.items() if name in own}
+        if any(not torch.equal(own[name].cpu(), tensor.cpu()) for name, tensor in given.items()):
+            # Another encoder than this model's copies have, which keep theirs.
+            self._frozen = _Frozen(copy.deepcopy(self.encoder))
+            self.encoder.load_state_dict(given, strict=False)
 
     def weights(self, input_ids: Tensor, mask: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
         """How much of each component the prompts of these texts hold.
 
         Args:
-            input_ids: [b, n] as the model is given them; or embeddings of words [b, n, d], where nothing else is known.
+            input_ids: [b, n] as the model is given them; or word embeddings [b, n, d], where nothing else is known.
             mask: the attention mask [b, n]; None for no padding.
             allowed: [b, n], the tokens that may be read; None for all. Others do not change a bit of the result.
 
@@ -321,7 +385,7 @@ class HyperPrompt(nn.Module):
             end = int(chosen.any(dim=0).nonzero().max()) + 1
             input_ids, chosen = input_ids[:, :end], chosen[:, :end]
         hidden = self._encoded(input_ids, chosen)
-        scores = self.head(self.net(hidden.to(self.head.weight.dtype), chosen))
+        scores = self.weigh(self.net(hidden.to(self.components.dtype), chosen))
         return mixing_weights(scores, self.config.mix, self.config.temperature)
 
     def forward(self, input_ids: Tensor, mask: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
@@ -361,6 +425,8 @@ class HyperPrompt(nn.Module):
             input_ids = input_ids.masked_fill(~chosen, self.hidden_id)
         else:
             input_ids = input_ids.masked_fill(~chosen.unsqueeze(-1), 0)
+        if next(self.encoder.parameters()).device != input_ids.device:
+            self.encoder.to(input_ids.device)  # a copy was moved weight by weight
         if isinstance(self.encoder, nn.Embedding):
             return input_ids if input_ids.is_floating_point() else self.encoder(input_ids)
         name = "inputs_embeds" if input_ids.is_floating_point() else "input_ids"
@@ -446,8 +512,8 @@ def _bare_copy(module: nn.Module, anatomy: Anatomy) -> nn.Module:
         hooks.clear()
     if anatomy.pooler and getattr(copied, anatomy.pooler, None) is not None:
         setattr(copied, anatomy.pooler, None)
-    if "hyperprompt" in copied._modules:
-        del copied.hyperprompt
+    if HYPERPROMPT in copied._modules:
+        delattr(copied, HYPERPROMPT)
     return copied
 
 
@@ -462,8 +528,8 @@ def _draw(made: HyperPrompt, table: Tensor) -> None:
         assert isinstance(block, Block)
         for layer in (block.joined, block.narrow):
             layer.weight.div_((2 * len(made.net.blocks)) ** 0.5)
-    nn.init.normal_(made.head.weight, std=made.head.in_features**-0.5)
-    nn.init.zeros_(made.head.bias)
+    nn.init.normal_(made.weigh.weight, std=made.weigh.in_features**-0.5)
+    nn.init.zeros_(made.weigh.bias)
     # Linear weights start near standard normal ones, so a sum of M components has M times the variance of one.
     share = config.components**-0.5 if config.mix == "linear" else 1.0
     if config.init == "vocabulary":

@@ -86,7 +86,7 @@ def causal_lm_loss(
 
     Args and returns as ``masked_lm_loss``; ``labels`` are not shifted by the caller.
     """
-    hidden = _hidden(model, batch, anatomy)
+    hidden = text_hidden(model, batch, anatomy)
     return label_loss(*_logits_at(model, hidden[:, :-1], batch["labels"][:, 1:], anatomy), reduction)
 
 

@@ -29,9 +29,8 @@ from torch import Tensor, nn
 from anytune.errors import BaseError, DataError, MethodError
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.hyperprompt import HyperPrompt, reading_module, word_table
+from anytune.models.layout import HYPERPROMPT
 
-#: what the hypernetwork is called in a model
-NAME = "hyperprompt"
 #: the mark on a cache whose first places hold prompts: how many
 PROMPT_PLACES = "anytune_prompt_places"
 
@@ -100,7 +99,7 @@ class Prompting:
         self._places = None
         if isinstance(self.given, str):
             return None
-        inputs = dict(zip(_positional(type(module)), args, strict=False)) | kwargs
+        inputs = dict(zip(_inputs_of(_kind(module)), args, strict=False)) | kwargs
         past = inputs.get("past_key_values")
         if past is not None and past.get_seq_length() > 0:
             return (), _after_a_prompt(inputs, getattr(past, PROMPT_PLACES, 0))
@@ -142,10 +141,9 @@ class Prompting:
             return (places.cut(output[0]), *output[1:])
         hidden = places.cut(output.last_hidden_state)
         output["last_hidden_state"] = hidden
-        if output.get("pooler_output") is not None:
-            # A pooler reads the first place, which a prompt in front has taken.
-            if self.hyperprompt.config.position == "prepend":
-                output["pooler_output"] = module.pooler(hidden)
+        # A pooler reads the first place, which a prompt in front has taken.
+        if output.get("pooler_output") is not None and self.hyperprompt.config.position == "prepend":
+            output["pooler_output"] = module.pooler(hidden)
         if output.get("hidden_states") is not None:
             output["hidden_states"] = tuple(places.cut(layer) for layer in output["hidden_states"])
         if output.get("attentions") is not None:
@@ -179,7 +177,7 @@ class Prompting:
 
     def _positions(self, module: Any, inputs: Mapping[str, Any], mask: Tensor, length: int) -> Any:
         """Positions of the text [b, S] and of the prompt [b, L]; None where the model counts rightly by itself."""
-        if "position_ids" not in _positional(type(module)):
+        if "position_ids" not in _inputs_of(_kind(module)):
             return None
         given, size = inputs.get("position_ids"), mask.shape[1]
         table = self.anatomy.position_table and _submodule(module, self.anatomy.position_table)
@@ -241,8 +239,12 @@ def _shape(mask: Any) -> str:
 
 
 @cache
-def _positional(kind: Any) -> tuple[str, ...]:
+def _inputs_of(kind: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def _kind(module: Any) -> Any:
+    return type(module)
 
 
 def _submodule(module: Any, path: str) -> Any:
@@ -277,7 +279,7 @@ def attach(model: Any, hyperprompt: HyperPrompt, anatomy: Anatomy) -> None:
     weight = word_table(module).weight
     hyperprompt.to(weight.device)
     hyperprompt.train(model.training)
-    inner.add_module(NAME, hyperprompt)
+    inner.add_module(HYPERPROMPT, hyperprompt)
     hooks = Prompting(hyperprompt, anatomy)
     module.register_forward_pre_hook(hooks.before, with_kwargs=True)
     module.register_forward_hook(hooks.after, with_kwargs=True)
@@ -328,9 +330,9 @@ def given_prompt(model: Any, prompt: Tensor | Literal["none"]) -> Iterator[None]
 def reading(model: Any, mask: Tensor | None) -> Iterator[None]:
     """Inside, the hypernetwork of a model reads only these tokens [b, S] of the batches the model is given.
 
-    A bare model is left as it is; None allows all.
+    A bare model is left as it is; None leaves what was said before.
     """
-    hooks = prompting_of(model)
+    hooks = None if mask is None else prompting_of(model)
     if hooks is None:
         yield
         return
