@@ -75,6 +75,12 @@ EXERCISES: dict[str, Exercise] = {
     "tune/dps": Exercise(settings={"variant": "mix", "keep": 0.6, "stage_steps": 1}),
     "pretrain/derpp": Exercise(second_stage=True),
     "pretrain/replay": Exercise(second_stage=True),
+    # at a first stage it is plain training
+    "pretrain/ewc": Exercise(settings={"examples": 16, "rows": 4}, second_stage=True),
+    # its contrast holds the texts of a micro-batch against each other: it stands in its own tests
+    "pretrain/das": Exercise(settings={"contrast": 0.0, "examples": 16, "rows": 4}),
+    # centred, the texts of a micro-batch are held against each other: that stands in its own tests
+    "pretrain/hprompt": Exercise(settings={"components": 4, "length": 3, "layers": 1, "centre": False}),
     "pretrain/sequential": Exercise(settings={"head_rate": 2.0}),
     "tune/lora": Exercise(settings={"r": 4, "targets": "all-linear", "dropout": 0.1}, trains=_adapter_or_head),
     # on a random body, biases learn the tiny task only from whole-batch gradients at a high rate
