@@ -434,11 +434,7 @@ def save_base(
         )
     plain = {name: tensor for name, tensor in cast.items() if not is_hyperprompt(name)}
     write_tensors(folder / SINGLE_FILE, plain, {"format": "pt"})
-    hyperprompt = hyperprompt_of(model)
-    if hyperprompt is not None:
-        beside = {name: tensor for name, tensor in cast.items() if is_hyperprompt(name)}
-        write_tensors(folder / HYPERPROMPT_TENSORS, beside, {"format": "pt"})
-        write_atomic(folder / HYPERPROMPT_SETTINGS, hyperprompt.config.to_json().encode())
+    save_hyperprompt(model, folder, cast)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = dtype or model.dtype
@@ -451,6 +447,21 @@ def save_base(
         elif tokenizer is not None:
             tokenizer.save_pretrained(folder)
     _drop_path(folder / "config.json")
+
+
+def save_hyperprompt(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the hypernetwork of a prompted model beside the files of the bare one; nothing for a bare model.
+
+    Args:
+        model: gives the settings.
+        folder: where to.
+        state: the model's state dict; of it the hypernetwork's tensors are written.
+    """
+    hyperprompt = hyperprompt_of(model)
+    if hyperprompt is not None:
+        own = {name: tensor for name, tensor in state.items() if is_hyperprompt(name)}
+        write_tensors(folder / HYPERPROMPT_TENSORS, own, {"format": "pt"})
+        write_atomic(folder / HYPERPROMPT_SETTINGS, hyperprompt.config.to_json().encode())
 
 
 def _drop_path(file: Path) -> None:
