@@ -343,6 +343,16 @@ def reading(model: Any, mask: Tensor | None) -> Iterator[None]:
         hooks.allowed = before
 
 
+def within_pass(model: Any, hidden: Tensor) -> Tensor:
+    """What a block gives inside a pass of the model, [b, S + L, ...], without the prompt's places: [b, S, ...].
+
+    For hooks on the blocks of the part that reads the text; where no prompt is read (a bare model, a decoder beside
+    its encoder), it is ``hidden`` itself.
+    """
+    hooks = prompting_of(model)
+    return hidden if hooks is None or hooks._places is None else hooks._places.cut(hidden)
+
+
 def _inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
