@@ -339,3 +339,19 @@ def test_a_damaged_file_is_refused(name, text, made, tmp_path):
 def test_an_open_base_cannot_be_sent_to_workers(given):
     with pytest.raises(SettingsError, match="open base"):
         anytime_matrix(**{**given, "base": anytune.open_base(given["base"]), "workers": 2})
+
+
+def test_texts_are_compared_once_for_each_domain_and_task(subjects, monkeypatch, tmp_path):
+    from anytune.jobs import pretrain
+
+    monkeypatch.setenv("ANYTUNE_CACHE", str(tmp_path))
+    domain, task = job_domain(subjects[0]), anytune.load_task(subjects[1]["task"])
+    leaking = anytune.load_domain(subjects[0]["domain"], name="other", limit=50)
+    assert pretrain.count_overlap(domain, [task]) == {"plants": 0}
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "overlap", lambda *texts: pytest.fail("they were compared again"))
+        assert pretrain.count_overlap(domain, [task]) == {"plants": 0}
+    monkeypatch.setattr(pretrain, "overlap", lambda *texts: 3)
+    for _ in range(2):
+        with pytest.raises(DataError, match="3 texts of domain 'other'"):
+            pretrain.count_overlap(leaking, [task])

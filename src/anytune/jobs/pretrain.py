@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,13 +28,23 @@ from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps, training_settings
 from anytune.engine.tracking import Tracking, tracking
-from anytune.errors import DataError, SettingsError
+from anytune.errors import DataError, SettingsError, StoreError
 from anytune.jobs.command import check_seeds, recipe_of
 from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run, unwritten
 from anytune.jobs.opening import fitting, open_base, open_domain, open_store, open_task
 from anytune.jobs.resuming import Resume, RunIdentity, check_resume, insist, once
 from anytune.jobs.tune import Source
-from anytune.manifests import METRICS_NAME, BaseIdentity, DomainRecord, Manifest, Parent
+from anytune.manifests import (
+    METRICS_NAME,
+    BaseIdentity,
+    DomainRecord,
+    Manifest,
+    Parent,
+    caches_written,
+    digest,
+    load_json,
+    write_atomic,
+)
 from anytune.methods import registry
 from anytune.methods.objective import LanguageModelling
 from anytune.methods.protocol import Method, Run, overrides
@@ -192,8 +203,7 @@ def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
     """
     counts = {}
     for task in tasks:
-        held = [text for row in (*task.validation, *task.test) for text in (row.text, row.text_pair) if text]
-        counts[task.name] = overlap(domain.texts, held)
+        counts[task.name] = _overlap(domain, task)
         if counts[task.name]:
             raise DataError(
                 f"{counts[task.name]} texts of domain '{domain.name}' are also in the held-out part of task "
@@ -202,6 +212,19 @@ def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
                 fix=f"take those texts out of '{domain.name}'; the samples of this project are already apart",
             )
     return counts
+
+
+def _overlap(domain: Domain, task: Task) -> int:
+    """The count, kept by content: every stage of a stream asks for it, and comparing all texts takes seconds."""
+    kept = cache_folder() / "overlaps" / f"{digest(['near-duplicates', domain.content, task.content])[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(load_json(kept)["texts"])
+    held = [text for row in (*task.validation, *task.test) for text in (row.text, row.text_pair) if text]
+    found = overlap(domain.texts, held)
+    if caches_written():
+        with contextlib.suppress(StoreError):  # a cache that cannot be written is no reason to stop
+            write_atomic(kept, json.dumps({"texts": found}).encode())
+    return found
 
 
 @dataclass(kw_only=True)
