@@ -76,7 +76,7 @@ def mask_tokens(
         if not bool(chosen.any()):  # a small batch: take the position that came nearest
             chosen.view(-1)[draw.view(-1).argmin()] = True
     else:
-        place = draw.argsort(dim=1).argsort(dim=1).masked_fill(barred, input_ids.shape[1])
+        place = draw.argsort(dim=1).argsort(dim=1).masked_fill(barred, torch.iinfo(torch.int64).max)
         input_ids, action, words, place = (
             one.to(counts.device, non_blocking=True) for one in (input_ids, action, words, place)
         )

@@ -230,7 +230,7 @@ class DERpp(Method):
 
     @torch.no_grad()
     def _store(self, model: nn.Module, new: Tensor, seed: int) -> None:
-        """Put beside the blocks ``new`` of the buffer what the model puts out for them, and which words were hidden."""
+        """Put beside the blocks ``new`` of the buffer what the model puts out for them, and the words hidden."""
         assert self._buffer is not None
         buffer, beside = self._buffer, dict(self._buffer.beside)
         device, was_training = next(model.parameters()).device, model.training
