@@ -355,3 +355,29 @@ def test_texts_are_compared_once_for_each_domain_and_task(subjects, monkeypatch,
     for _ in range(2):
         with pytest.raises(DataError, match="3 texts of domain 'other'"):
             pretrain.count_overlap(leaking, [task])
+
+
+def test_dated_text_is_a_stream_over_time(tiny_base, tmp_path):
+    from anytune.jobs.anytime_design import open_subjects
+
+    rows = [(text, label, f"{2016 + place % 2}-03-0{place % 9 + 1}") for place, (text, label) in
+            enumerate(tiny_rows(120, seed=4))]  # fmt: skip
+    task = write_rows(tmp_path / "posts.csv", rows, header=("text", "label", "day"))
+    raw = [(text, f"{2016 + place % 2}") for place, text in enumerate(texts(TOPICS["plant"], 3).split("\n"))]
+    domain = write_rows(tmp_path / "talk.csv", raw, header=("text", "day"))
+    item = {"domain": {"source": str(domain), "date": "day", "split_by": "year"},
+            "task": {"source": str(task), "date": "day", "text": "text", "label": "label"}}  # fmt: skip
+    found = open_subjects([item])
+    assert [(one.name, one.domain.name, one.task.name) for one in found] == [
+        (name, name, name) for name in ("talk-2016", "talk-2017")
+    ]
+    assert found[0].task.content != found[1].task.content
+    assert [one.name for one in open_subjects([{**item, "name": "x"}])] == ["x-2016", "x-2017"]
+    with pytest.raises(SettingsError, match="2016, 2017, its task before-2017, from-2017"):
+        open_subjects([{**item, "task": {**item["task"], "split_by": [2017]}}])
+    with pytest.raises(SettingsError, match="is opened already"):
+        open_subjects([{**item, "task": found[0].task}])
+    made = anytune.pretrain(
+        str(tiny_base), [item["domain"]], store=tmp_path / "s", training={**TRAINING, "steps": 2}, names=["a", "b"]
+    )
+    assert [entry.manifest.domains[0].name for entry in made] == ["talk-2016", "talk-2017"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from anytune.data.domains import Domain, load_stream
-from anytune.data.tasks import Task
+from anytune.data.domains import Domain, load_periods, load_stream
+from anytune.data.tasks import Task, load_task_periods
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import SettingsError, nearest
 from anytune.evaluate.anytime import Cell, check_metrics, every, needed
@@ -225,11 +225,35 @@ def _subjects(item: Any, number: int) -> Iterator[Subject]:
                 why="A base is pre-trained on the domain, and tuned on the task to see what that was worth.",
                 fix=f"{key}: FILE or sample:NAME",
             )
+    if isinstance(item["domain"], Mapping) and "split_by" in item["domain"]:
+        yield from _in_time(item)
+        return
     [domain] = load_stream([item["domain"]])
     given = item["task"]
     task = open_task(dict(given) if isinstance(given, Mapping) else given)
     name = str(item.get("name") or domain.name)
     yield Subject(name, replace(domain, name=name), replace(task, name=name))
+
+
+def _in_time(item: Mapping[str, Any]) -> Iterator[Subject]:
+    """A domain and a task for each period of dated text; the task is cut as the domain is, unless it says how."""
+    given = item["task"]
+    if isinstance(given, Task):
+        raise SettingsError(
+            f"the domain is split by time, and its task '{given.name}' is opened already",
+            why="Each period needs a task of its own.", fix="task: {source: FILE, date: COLUMN}",
+        )  # fmt: skip
+    domains = load_periods(item["domain"])
+    asked = dict(given) if isinstance(given, Mapping) else {"source": given}
+    tasks = load_task_periods({"split_by": item["domain"]["split_by"], **asked})
+    if domains.keys() != tasks.keys():
+        raise SettingsError(
+            f"the domain has the periods {', '.join(domains)}, its task {', '.join(tasks)}",
+            why="A base is tuned on the task of every period.", fix="split_by: [DATE, ...]   (borders that fit both)",
+        )  # fmt: skip
+    for period, domain in domains.items():
+        name = f"{item['name']}-{period}" if item.get("name") else domain.name
+        yield Subject(name, replace(domain, name=name), replace(tasks[period], name=name))
 
 
 def check_orders(orders: Any, names: Sequence[str]) -> list[tuple[int, ...]]:

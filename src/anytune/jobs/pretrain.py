@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from anytune.data.batches import BlockBatches, heldout_batches
-from anytune.data.domains import Domain, joined, load_stream
+from anytune.data.domains import Domain, joined, load_domains, load_stream
 from anytune.data.packing import Blocks, Objective, pack
 from anytune.data.samples import cache_folder
 from anytune.data.separation import overlap
@@ -31,7 +31,7 @@ from anytune.engine.tracking import Tracking, tracking
 from anytune.errors import DataError, SettingsError, StoreError
 from anytune.jobs.command import check_seeds, recipe_of
 from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run, unwritten
-from anytune.jobs.opening import fitting, open_base, open_domain, open_store, open_task
+from anytune.jobs.opening import fitting, open_base, open_store, open_task
 from anytune.jobs.resuming import Resume, RunIdentity, check_resume, insist, once
 from anytune.jobs.tune import Source
 from anytune.manifests import (
@@ -102,7 +102,7 @@ def pretrain(
 
     Args:
         domains: text, JSONL, CSV or Parquet files, ``sample:NAME``, ``{"source": ..., "name": ...}``, or Domains, in
-            order.
+            order; with ``split_by`` a source of dated text is a domain for each period.
         names: names of the new bases, one per domain (default: ``BASE+DOMAIN``).
         watch: further domains whose held-out loss is measured before and after each stage.
         apart_from: tasks whose validation and test texts must not occur in the domains; near-duplicates are counted
@@ -126,7 +126,7 @@ def pretrain(
     place = open_store(store)
     current = open_base(base, place)
     sources = [domains] if isinstance(domains, str | Path | Domain | Mapping) else list(domains)
-    heard = stream = load_stream([open_domain(source, **columns) for source in sources])
+    heard = stream = load_stream([domain for source in sources for domain in load_domains(source, **columns)])
     flow = stream_of(registry.parse(method, "pretrain", current.anatomy.model_type))
     if flow == "joint":
         stream = (joined(heard),)
@@ -140,7 +140,8 @@ def pretrain(
         settings = settings.model_copy(update={"steps": settings.steps * len(heard)})
     tokenizer = current.tokenizer()
     objective = current.anatomy.objective
-    known = {domain.name: domain for domain in [*map(open_domain, watch), *heard]}
+    further = [domain for source in watch for domain in load_domains(source)]
+    known = {domain.name: domain for domain in [*further, *heard]}
     watched = [known[name] for name in dict.fromkeys([*(domain.name for domain in heard), *known])]
     made: dict[str, PackedDomain] = {}
 
