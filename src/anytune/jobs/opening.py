@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,11 @@ def open_base(reference: Base | Entry | str | Path, store: Store | None = None) 
     return load_base(reference, resolve_sample=sample_folder)
 
 
-def fitting(settings: TrainingSettings, base: Base) -> TrainingSettings:
+def fitting(settings: TrainingSettings, base: Base, asked: Collection[str] | None = None) -> TrainingSettings:
     """The settings with lengths the base can read: defaults are cut to its position table, given ones are checked.
+
+    Args:
+        asked: names of the settings that were asked for; by default all that were set.
 
     Raises:
         SettingsError: a length that was asked for is longer than the position table.
@@ -58,7 +61,7 @@ def fitting(settings: TrainingSettings, base: Base) -> TrainingSettings:
         wanted = getattr(settings, name)
         if limit is None or wanted <= limit:
             continue
-        if name in settings.model_fields_set:
+        if name in (settings.model_fields_set if asked is None else asked):
             raise SettingsError(
                 f"{name} = {wanted}, and base {base.name} reads at most {limit} tokens",
                 why="It has no positions beyond that.",

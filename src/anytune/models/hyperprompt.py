@@ -422,19 +422,21 @@ class HyperPrompt(nn.Module):
     @torch.no_grad()
     def _encoded(self, input_ids: Tensor, chosen: Tensor) -> Tensor:
         if not input_ids.is_floating_point():
-            input_ids = input_ids.masked_fill(~chosen, self.hidden_id)
+            # Words that were added to the base later are none that the first base knows.
+            known = input_ids < word_table(self.encoder).weight.shape[0]
+            input_ids = input_ids.masked_fill(~(chosen & known), self.hidden_id)
         else:
             input_ids = input_ids.masked_fill(~chosen.unsqueeze(-1), 0)
         if next(self.encoder.parameters()).device != input_ids.device:
             self.encoder.to(input_ids.device)  # a copy was moved weight by weight
         if isinstance(self.encoder, nn.Embedding):
             return input_ids if input_ids.is_floating_point() else self.encoder(input_ids)
-        name = "inputs_embeds" if input_ids.is_floating_point() else "input_ids"
-        return self.encoder(**{name: input_ids}, attention_mask=chosen.long(), **self._without_cache())[0]
-
-    def _without_cache(self) -> dict[str, Any]:
-        config = getattr(self.encoder, "config", None)
-        return {"use_cache": False} if config is not None and anatomy_of(config).causal else {}
+        inputs: dict[str, Any] = {"attention_mask": chosen.long()}
+        inputs["inputs_embeds" if input_ids.is_floating_point() else "input_ids"] = input_ids
+        if anatomy_of(self.encoder).causal:
+            # Counted from each text's first token, whatever padding stands before it.
+            inputs |= {"use_cache": False, "position_ids": (chosen.cumsum(dim=1) - 1).clamp(min=0)}
+        return self.encoder(**inputs)[0]
 
 
 # ---------------------------------------------------------------------- making one
@@ -452,6 +454,8 @@ def word_table(module: Any) -> nn.Embedding:
     Raises:
         BaseError: it has none that can be asked for.
     """
+    if isinstance(module, nn.Embedding):
+        return module
     try:
         table = module.get_input_embeddings()
     except (AttributeError, NotImplementedError):
