@@ -26,7 +26,8 @@ def little(tiny_base, tiny_domain):
 @pytest.fixture(scope="module")
 def first_stage(tiny_base, tiny_domain):
     """A stage on a base that carries nothing: the run, what the proxy gave, and what it left."""
-    made, method = Little(tiny_base, tiny_domain, steps=2), DAS(**QUICK, contrast=0.0)
+    made, method = Little(tiny_base, tiny_domain, steps=2, dropout=0.2), DAS(**QUICK, contrast=0.0)
+    made.model.train()
     made.prepared(method)
     proxy = dict(method._importance)
     made.train([method], prepared=True)

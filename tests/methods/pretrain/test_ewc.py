@@ -69,6 +69,8 @@ def test_measuring_has_an_order_and_masks_of_its_own_and_at_most_the_stage_once(
     assert len(batches) == made.batches.batches_per_epoch
     again = list(measuring_batches(made.run, EWC(), "x", 10**6, 4))
     assert all(torch.equal(one["input_ids"], other["input_ids"]) for one, other in zip(batches, again, strict=True))
+    hidden = [(batch["labels"] != -100).tolist() for batch in batches[:2]]
+    assert hidden[0] != hidden[1], "every batch has masks of its own"
     other = next(measuring_batches(made.run, EWC(), "y", 4, 4))
     assert not torch.equal(other["input_ids"], batches[0]["input_ids"])
     assert not torch.equal(made.batches.batch(0)["input_ids"], batches[0]["input_ids"])
@@ -129,16 +131,21 @@ def test_the_fisher_matrix_is_a_running_mean_over_stages(first_stage, little):
 
 
 def test_an_estimate_before_the_first_stage_holds_the_base(little):
-    made, method = little(), EWC(first="estimate", **QUICK)
+    made, method = little(dropout=0.3), EWC(first="estimate", **QUICK)
+    made.model.train()
     before = weights(made.model)
     made.prepared(method)
+    assert made.model.training
     assert same(weights(made.model), before)
     assert all(parameter.grad is None for parameter in made.named().values())
     fisher = method._before
     made.model.eval()
     close(fisher, naive_fisher(made, "fisher-before", 2), 1e-12)
+    torch.manual_seed(0)
     held = made.train([method], prepared=True)
-    assert not same(held, little().train([]))
+    torch.manual_seed(0)
+    free = little(dropout=0.3).train([])
+    assert not same(held, free)
     assert made.finish(method)["ewc"]["stages"] == 2
 
 

@@ -12,8 +12,8 @@ probability ``restore``, one draw for each entry of each weight; w0 the first ba
 Paper: Wang, Fink, Van Gool, Dai 2022 (Continual Test-Time Domain Adaptation), made for a stream of images without
 labels; a baseline of continual pre-training in Jiang et al. 2023, fitted to hidden words in a way not known to us.
 Costs: one more forward pass without gradients; a second copy of the weights; w0, 4 bytes per weight of the backbone
-(``place: cpu`` none on the device) and as much beside every base of the stream; draws for about a share ``restore`` of
-the entries in a step, made on the CPU.
+(``place: cpu`` none on the device, but a copy to it in every step) and as much beside every base of the stream; draws
+for about a share ``restore`` of the entries in a step, made on the CPU.
 When not to use it: where the new domain must be learnt well: over 1 / restore steps an entry is set back once on
 average, so no more than that many steps' learning is ever kept.
 Choices of ours: masked-word training stays and CoTTA's terms stand beside it (the paper has no labels at all). The
@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from anytune.methods.anchors import Anchors
 from anytune.methods.consistency import FrozenCopy
@@ -130,14 +130,17 @@ class CoTTA(Method):
             self._anchors.take({name: self._first[name] for name in weights})
         return model
 
-    def before_step(self, model: nn.Module) -> None:
-        """Before the first step the average is the model, wherever it has been moved to.
+    def attach(self, model: nn.Module, optimizer: optim.Optimizer) -> None:
+        """Refuse a run in which nothing would be set back.
 
         Raises:
             MethodError: the model was wrapped since, and its weights have other names.
         """
         if self._names:
             check_names(self._names, model, self)
+
+    def before_step(self, model: nn.Module) -> None:
+        """Before the first step the average is the model, wherever it has been moved to."""
         if self._average is None:
             return
         if not self._begun:
