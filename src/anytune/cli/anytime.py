@@ -12,6 +12,9 @@ from anytune.cli import options, show
 def anytime(
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="The 'out' folder of a job: anytime.")],
     tables: Annotated[bool, typer.Option("--tables", help="Print all tables, not their summary alone.")] = False,
+    figures: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Also each figure as PNG, SVG and CSV.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Make the tables of anytime matrices again.
@@ -24,6 +27,10 @@ def anytime(
     from anytune.jobs.arms import TABLES_NAME
 
     found = anytime_again(folder)
+    if figures is not None:
+        from anytune.report.anytime_figures import write_anytime_figures
+
+        write_anytime_figures(found.lines, figures)
     if json:
         show.print_json(record(found))
         return

@@ -207,6 +207,7 @@ class ReportRecipe(JobRecipe):
     store: str | None = None
     out: str | None = None
     figures: str | None = None
+    anytime: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
 JOBS: dict[str, type[JobRecipe]] = {

@@ -56,11 +56,12 @@ FILE_KEYS = (
     "domain",
     "watch",
     "apart_from",
+    "anytime",
     "validation",
     "test",
     "source",
 )
-PLACES_TO_WRITE = ("store", "out", "figures", "log_dir")
+PLACES_TO_WRITE = ("store", "out", "figures", "log_dir", "anytime")
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
 
