@@ -126,6 +126,27 @@ def test_a_text_padded_on_the_left_is_read_as_if_it_stood_alone(kind):
     assert torch.allclose(model(*left[:1], attention_mask=left[1]).logits[:, 3:], model(ids).logits, atol=2e-5)
 
 
+@pytest.mark.parametrize("position", POSITION)
+@pytest.mark.parametrize("kind", TABLES[:4])
+def test_a_text_keeps_its_positions_and_its_prompt_takes_the_next(kind, position):
+    model, batch, seen = prompted(kind, position), batch_of(kind, pad=0), []
+    if kind == "roberta":
+        batch["input_ids"][0, 3] = 1  # its padding id inside a text: it counts only what is none
+    anatomy = anatomy_of(model)
+    table = anatomy.backbone(model).get_submodule(anatomy.position_table)
+    table.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with given_prompt(model, "none"):
+        model(**batch)
+    model(**batch)
+    places = placed(batch["attention_mask"], LENGTH, position)
+    text, bare, moved = places.cut(seen[1]), seen[0].expand(3, -1), LENGTH if position == "prepend" else 0
+    assert torch.equal(text, bare + moved * (bare >= anatomy.position_offset))
+    for row in range(3):
+        prompt = sorted(set(seen[1][row].tolist()) - set(text[row].tolist()))
+        first = anatomy.position_offset if moved else int(text[row].max()) + 1
+        assert prompt == list(range(first, first + LENGTH))
+
+
 def test_without_a_mask_all_tokens_count():
     for kind in KINDS:
         model, batch = prompted(kind), batch_of(kind, pad=0)

@@ -199,7 +199,8 @@ class Prompting:
         steps = torch.arange(length, device=mask.device)
         in_front = self.anatomy.causal or self.hyperprompt.config.position == "prepend"
         if in_front:
-            prompt, text = (steps + first).expand(len(mask), -1), text + length
+            # what counts as padding keeps the place that such kinds have for it
+            prompt, text = (steps + first).expand(len(mask), -1), torch.where(text >= first, text + length, text)
         else:
             prompt = ((text + 1) * mask.bool()).amax(dim=1).clamp(min=first).unsqueeze(1) + steps
         if table is None:
