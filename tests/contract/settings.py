@@ -96,6 +96,7 @@ OTHER_WAYS: dict[str, list[dict[str, Any]]] = {
     "tune/extrapolation": [{"direction": "noise"}],
     "pretrain/das": [{"contrast": 0.0, "examples": 16, "rows": 4, "form": "update"}],
     "pretrain/l2_anchor": [{"to": "first", "form": "penalty", "anchor": "cpu"}],
+    "pretrain/averaging": [{"form": "steps"}],
     "tune/l2sp": [{"form": "penalty", "anchor": "cpu"}],
     "tune/recadam": [{"midpoint": 0.5, "gamma": 1.0, "form": "gradient"}],
     "tune/dps": [

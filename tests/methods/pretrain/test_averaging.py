@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anytune.methods.pretrain.averaging import Averaging
-from tests.methods.pretrain.little_stream import Little, close, same, weights
+from tests.methods.pretrain.little_stream import Little, close, same, sgd, weights
 
 
 def stage(base, domain, method, begin=None, carried=None, head=()):
@@ -71,3 +71,25 @@ def test_all_of_the_trained_weights_is_plain_training_and_copies_nothing(tiny_ba
     assert method._anchors is None
     assert method._moving is None
     assert method.state_dict() == {}
+
+
+def test_a_run_that_goes_on_has_its_moving_average_back(tiny_base, tiny_domain):
+    settings = {"form": "steps", "decay": 0.6}
+    whole, method = Little(tiny_base, tiny_domain), Averaging(**settings)
+    state, at_two = {}, {}
+
+    def keep(step):
+        if step == 1:
+            kept = method.state_dict()["moving"]
+            state["moving"] = {name: tensor.clone() for name, tensor in kept.items()}
+            at_two.update(weights(whole.model))
+
+    whole.train([method], optimizer=sgd(whole), seen=keep)
+    whole.finish(method)
+    rest, again = Little(tiny_base, tiny_domain), Averaging(**settings)
+    rest.prepared(again)
+    rest.model.load_state_dict(at_two, strict=False)
+    again.load_state_dict(state)
+    rest.train([again], optimizer=sgd(rest), prepared=True, first=2)
+    rest.finish(again)
+    assert same(weights(rest.model), weights(whole.model))

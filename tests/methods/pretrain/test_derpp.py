@@ -12,7 +12,7 @@ from tests.methods.pretrain.little_stream import Little, same
 
 def second_stage(base, domain, dropout=0.0, first=None, **settings):
     """A stage after one of two steps, with what that one left; the model is the one that stage ended with."""
-    begun, method = Little(base, domain, steps=2), DERpp(**(first or settings))
+    begun, method = Little(base, domain, steps=2, dropout=dropout), DERpp(**(first or settings))
     begun.train([method])
     carried = begun.finish(method)
     little = Little(base, domain, carried=carried, dropout=dropout, seed=5)
@@ -46,7 +46,7 @@ def test_errors_are_squared_and_averaged_over_the_width():
 
 @pytest.mark.parametrize("outputs", ["hidden", "logits"])
 def test_what_is_stored_is_what_the_model_puts_out_at_the_end_of_the_stage(outputs, tiny_base, tiny_domain):
-    little, state = second_stage(tiny_base, tiny_domain, size=6, outputs=outputs)
+    little, state = second_stage(tiny_base, tiny_domain, dropout=0.3, size=6, outputs=outputs)
     beside = state["beside"]
     assert state["outputs"] == outputs
     assert len(state["blocks"]) == 6
