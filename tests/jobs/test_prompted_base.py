@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -116,6 +117,8 @@ def test_bases_that_differ_in_a_hypernetwork_are_different_bases(prompted, tiny_
     assert (moved.backbone, moved.config == own.config) == (own.backbone, False)
     # one setting changed in place is seen, cache or not
     folder = shutil.copytree(prompted, tmp_path / "changed")
+    for path in folder.iterdir():
+        os.utime(path, (1e9, 1e9))  # old enough for the cache to trust
     assert fingerprint_folder(folder) == own
     settings = json.loads((folder / "hyperprompt.json").read_text())
     (folder / "hyperprompt.json").write_text(json.dumps({**settings, "pooling": "first"}))
