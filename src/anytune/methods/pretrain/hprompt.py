@@ -301,8 +301,6 @@ class HPrompt(Method):
         self._alpha: Tensor | None = None
         self._states: States | None = None
         self._plain: Any = run.needed("objective", self)
-        if self.prompt == "none" and not self._compares:
-            return model
         blocks = len(run.anatomy.block_stacks(model)[-1][1])
         if self.layer is not None and self.layer > blocks:
             raise MethodError(
@@ -312,9 +310,7 @@ class HPrompt(Method):
             self._equip(model, run)
         hyperprompt = hyperprompt_of(model)
         if hyperprompt is not None:
-            trained = self.prompt != "none" and self.train_hypernetwork
-            for parameter in hyperprompt.parameters():
-                parameter.requires_grad_(trained)
+            hyperprompt.requires_grad_(self.prompt != "none" and self.train_hypernetwork)
         if self._compares:
             self._teacher = self._copy(model, hyperprompt)
         return model
