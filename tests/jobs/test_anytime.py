@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -242,6 +243,9 @@ def test_a_recipe_is_shared_out_over_processes_and_an_arm_may_tune_in_its_own_wa
     planned = anytune.run(recipe, dry_run=True)
     assert [(one.job, one.state) for one in planned] == [("pretrain", "new")] * 8 + [("tune", "new")] * (4 + 16)
     assert not (tmp_path / "out").exists()
+    assert [(one.seed, one.name) for one in planned[:4]] == [
+        (0, "tiny-animal"), (0, "tiny-animal-plant"), (1, "tiny-plant"), (1, "tiny-plant-animal"),
+    ]  # fmt: skip
     found = anytune.run(recipe)
     entries = Store(tmp_path / "s", create=False).find()
     assert {entry.manifest.environment.threads for entry in entries} == {1}
@@ -381,3 +385,23 @@ def test_dated_text_is_a_stream_over_time(tiny_base, tmp_path):
         str(tiny_base), [item["domain"]], store=tmp_path / "s", training={**TRAINING, "steps": 2}, names=["a", "b"]
     )
     assert [entry.manifest.domains[0].name for entry in made] == ["talk-2016", "talk-2017"]
+
+
+def test_a_warmed_sample_is_a_base_by_name(monkeypatch):
+    from anytune.jobs import warm
+    from anytune.jobs.opening import open_base
+
+    monkeypatch.setattr(warm, "warmed", lambda name: f"the warmed {name}")
+    assert open_base("warmed:minilm-l6") == "the warmed minilm-l6"
+    monkeypatch.undo()
+    with pytest.raises(AnytuneError, match="unknown warming 'minilm'"):
+        open_base("warmed:minilm")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes/evidence").glob("anytime-*.yaml")),
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_the_recipes_of_evidence_are_good_and_their_first_line_is_their_command(path):
+    from anytune.jobs.recipes import load_recipe
+
+    assert path.read_text(encoding="utf-8").splitlines()[0] == f"# anytune run recipes/evidence/{path.name}"
+    assert load_recipe(path).jobs

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from anytune.jobs.workers import WORTH_SECONDS, chosen_workers, may_spread, pret
 from anytune.manifests import write_atomic
 from anytune.models.base import Base
 from anytune.store import Entry, Store
+from anytune.store.names import slug
 
 #: A stream, the bases of its stages and, where they are fewer than its stages, what happened.
 Made = tuple[Stream, list[Entry], str | None]
@@ -245,15 +246,33 @@ def _title(cell: Planned) -> str:
 # Forecasts
 
 
+def _names(plan: Design, stream: Stream) -> list[str]:
+    """What the bases of a stream would be called."""
+    names = [plan.subjects[index].name for index in stream.order]
+    of_flow = {"joint": ["+".join(names)], "restart": names,
+               "chain": ["+".join(names[: stage]) for stage in stream.stages]}  # fmt: skip
+    return [slug(f"{plan.base.name}+{name}") for name in of_flow[stream.arm.flow]]
+
+
 def forecast_matrix(plan: Design, base: Any, store: Store) -> list[Forecast]:
     """What the stages and cells would cost; cells of a base that is still to be made are tried on the first base."""
     made: list[Forecast] = []
     stored: list[Made] = []
+    tried: dict[str, list[Forecast]] = {}
     for stream in plan.streams:
-        call = plan.call(stream, base, str(store.folder))
-        forecasts: Any = pretrain(**call, dry_run=True)
+        found = stored_stages(**plan.call(stream, plan.base, str(store.folder)))
+        stored.append((stream, found, None))
+        alike = tried.get(stream.arm.name)
+        if alike is not None and not found and not store.work_folders():  # another seed or order costs the same
+            made += [
+                replace(one, seed=stream.seed, name=name)
+                for one, name in zip(alike, _names(plan, stream), strict=True)
+            ]
+            continue
+        forecasts: Any = pretrain(**plan.call(stream, base, str(store.folder)), dry_run=True)
         made += forecasts
-        stored.append((stream, stored_stages(**plan.call(stream, plan.base, str(store.folder))), None))
+        if not found:
+            tried[stream.arm.name] = list(forecasts)
     waiting: dict[tuple[int, str], list[TuningPlan]] = {}
     ready: dict[tuple[int, str], list[TuningPlan]] = {}
     for cell in plan_cells(plan, base, store, stored):

@@ -17,6 +17,7 @@ from anytune.models.fingerprint import known_folders
 from anytune.store import Entry, Store
 
 DEFAULT_STORE = "anytune-store"
+WARMED_PREFIX = "warmed:"
 
 
 def open_store(store: Store | str | Path | None, create: bool = True) -> Store:
@@ -27,6 +28,8 @@ def open_store(store: Store | str | Path | None, create: bool = True) -> Store:
 def open_base(reference: Base | Entry | str | Path, store: Store | None = None) -> Base:
     """A base by ``sample:NAME``, a folder, the name or id of a base in the store, or a hub id.
 
+    ``warmed:NAME`` is a sample after a recorded warm-up on general text (:mod:`anytune.jobs.warm`), made once.
+
     Raises:
         BaseError: nothing of that name is a base; the message lists where was looked.
     """
@@ -35,6 +38,10 @@ def open_base(reference: Base | Entry | str | Path, store: Store | None = None) 
     if isinstance(reference, Entry):
         return load_base(reference.folder, resolve_sample=sample_folder)
     text = str(reference)
+    if text.startswith(WARMED_PREFIX):
+        from anytune.jobs.warm import warmed  # stands on pretrain, which stands on this
+
+        return warmed(text.removeprefix(WARMED_PREFIX))
     if store is not None and not text.startswith("sample:") and not Path(text).exists():
         try:
             found = store.get(text)
