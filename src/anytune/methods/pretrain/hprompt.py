@@ -18,23 +18,24 @@ below.
 Costs: per step two forward and backward passes of the model (one for each side of the losses that it takes part in:
 the second is for the random prompt) and two passes of the copy, where plain training has one and none; the
 hypernetwork and its frozen encoder beside them; ``length`` more positions. Memory: one frozen copy of the weights, two
-from the second stage on (the encoder is the first base), and AdamW's state for the hypernetwork. ``loss_share`` and
-``loss_every`` save passes, ``preset: light`` most of all that. A prompted base costs more in tuning, too.
+from the second stage on (the encoder is the first base; an encoder-decoder's lies beside the copy from the first on),
+and AdamW's state for the hypernetwork. ``loss_share`` and ``loss_every`` save passes, ``preset: light`` most of all
+that. A prompted base costs more in tuning, too.
 When not to use it: when no unseen domain matters, or the base is so small that the hypernetwork outweighs it; where
 plain training at a lower rate keeps unseen domains as well (compare them).
 Choices of ours: nearly all of it, each a setting. The hypernetwork reads the masked text, or a hidden word would show
-through the prompt; in a decoder only the first ``reads`` tokens, which then carry no loss. It reads it through a
-frozen copy of the first base, has min(6, the base's) layers, pools by the mean, and its weights are linear. The prompt
-stands after the first token (a decoder's in front) and is ``length`` = 10 long of 32 components; ``preset: paper``
-has 50 and 100, and 6 layers, as far as we know the paper's sizes. A random prompt is drawn for each text from a
-Gaussian with the moments of the components; it depends on seed, step and text alone. Agreement: per token, one less
-the cosine, the model without dropout (so it begins at exactly 0). Disagreement: the states of the training pass
-itself, per text, centred, squared cosine: where nothing has moved it has no gradient (``gram`` and ``dot`` have); the
-gradient also reaches the hypernetwork unless ``detach_prompt``. The copy and its prompt get none. Of an
-encoder-decoder the decoder's states are compared. Centring, ``gram``, ``coda`` and a ``loss_share`` below 1 look at a
-batch as a whole: accumulating parts of it is then not the same. Weights 1 and 0.01; they are not multiplied up where
-``loss_every`` skips steps. ``prompt: constant`` (one trained prompt for all texts), ``prompt: none`` and
-``train_hypernetwork: false`` are ablations.
+through the prompt; in a decoder only the first ``reads`` tokens, which then carry no loss (held-out losses score all
+tokens, so there its prompt is written from the first one alone). It reads through a frozen copy of the first base, has
+min(6, the base's) layers, pools by the mean, and its weights are linear. The prompt stands after the first token (a
+decoder's in front) and is ``length`` = 10 long of 32 components; ``preset: paper`` has 50 and 100, and 6 layers, as
+far as we know the paper's sizes. A random prompt is drawn for each text from a Gaussian with the moments of the
+components; it depends on seed, step and text alone. Agreement: per token, one less the cosine, the model without
+dropout (so it begins at exactly 0). Disagreement: the states of the training pass itself, per text, centred, squared
+cosine: where nothing has moved it has no gradient (``gram`` and ``dot`` have); the gradient also reaches the
+hypernetwork unless ``detach_prompt``. The copy and its prompt get none. Of an encoder-decoder the decoder's states are
+compared. Centring, ``gram``, ``coda`` and a ``loss_share`` below 1 look at a batch as a whole: accumulating parts of
+it is then not the same. Weights 1 and 0.01; they are not multiplied up where ``loss_every`` skips steps. ``prompt:
+constant`` (one trained prompt for all texts), ``prompt: none`` and ``train_hypernetwork: false`` are ablations.
 """
 
 from __future__ import annotations
@@ -230,7 +231,9 @@ class HPrompt(Method):
         Literal["cosine", "mse", "kl"],
         Field(description="1 - cos, squared difference, or divergence of the guesses at scored positions"),
     ] = "cosine"
-    agreement_per: Annotated[Rows, Field(description="compare each token, or each text's mean over tokens")] = "token"
+    agreement_per: Annotated[
+        Literal["token", "text"], Field(description="compare each token, or each text's mean over tokens")
+    ] = "token"
     agreement_temperature: Annotated[
         float, Field(gt=0, le=100, description="kl only: both guesses are softened by it, the term times its square")
     ] = 1.0
@@ -238,9 +241,9 @@ class HPrompt(Method):
         Disagreement,
         Field(description="cos2, abs, dot (raw), gram (all pairs of rows), coda (all pairs less identity)"),
     ] = "cos2"
-    disagreement_per: Annotated[Rows, Field(description="compare each token, or each text's mean over tokens")] = (
-        "text"
-    )
+    disagreement_per: Annotated[
+        Literal["token", "text"], Field(description="compare each token, or each text's mean over tokens")
+    ] = "text"
     centre: Annotated[bool, Field(description="disagreement: take the batch's mean off the rows first")] = True
     normalise: Annotated[
         bool, Field(description="rows are scaled to length 1 first, for the forms that see lengths: mse, dot, coda")
