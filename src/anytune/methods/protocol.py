@@ -181,6 +181,13 @@ class Method:
     def after_step(self, model: nn.Module) -> None:
         """The optimizer has stepped."""
 
+    def figures(self) -> dict[str, float]:
+        """What the method says about itself at the moment, for the run's log: numbers by name, at every look.
+
+        Called in each process; what process 0 says is logged. It may wait for the device: looks are few.
+        """
+        return {}
+
     def finish(self, model: nn.Module, run: Run) -> nn.Module:
         """Take off what ``prepare`` put on; returns the model to evaluate and save."""
         return model

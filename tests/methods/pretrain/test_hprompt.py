@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import pytest
 import torch
 from transformers import BertModel
 
+import anytune
 from anytune.engine import method_groups
 from anytune.errors import MethodError, SettingsError
+from anytune.manifests import METRICS_NAME
 from anytune.methods import registry
 from anytune.methods.consistency import FrozenCopy
 from anytune.methods.pretrain.hprompt import HPrompt, gradient_norms, vectors_of, without_first_labels
@@ -534,6 +537,7 @@ def test_figures_say_how_many_components_are_in_use_and_how_like_prompts_are_to_
     assert one.method.figures() == {}
     one.terms()
     found = one.method.figures()
+    assert found.keys() == {"agreement", "disagreement", "components", "entropy", "cosine_to_random"}
     assert 1 <= found["components"] <= 4
     assert 0 <= found["entropy"] <= math.log(4)
     assert -1 <= found["cosine_to_random"] <= 1
@@ -583,3 +587,12 @@ def test_agreement_keeps_what_the_model_thinks_under_other_prompts_nearer_to_wha
                 hidden.append(text_hidden(model, batch, one.base.anatomy))
         drift[weight] = (hidden[0] - hidden[1]).norm().item()
     assert drift[3.0] < 0.8 * drift[0.0]
+
+
+def test_the_log_of_a_run_holds_the_figures(tiny_base, tiny_domain, tmp_path):
+    training = {"steps": 2, "block_size": 32, "batch_size": 4, "evaluate_every": 2}
+    [made] = anytune.pretrain(tiny_base, [tiny_domain], method="hprompt", training=training, store=tmp_path / "s")
+    lines = [json.loads(line) for line in (made.folder / METRICS_NAME).read_text().splitlines()]
+    [looked] = [line for line in lines if line["kind"] == "train"]
+    assert 1 <= looked["hprompt.components"] <= 32
+    assert looked["hprompt.agreement"] > 0

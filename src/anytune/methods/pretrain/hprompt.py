@@ -303,6 +303,7 @@ class HPrompt(Method):
         self._random: Prompt = "none"
         self._alpha: Tensor | None = None
         self._states: States | None = None
+        self._last: dict[str, Tensor] = {}
         self._plain: Any = run.needed("objective", self)
         blocks = len(run.anatomy.block_stacks(model)[-1][1])
         if self.layer is not None and self.layer > blocks:
@@ -451,6 +452,7 @@ class HPrompt(Method):
                     hidden = self._asked(model, part, own, logits=False).hidden
             then = before or self._before(model, part, own)
             terms["disagreement"] = self.disagreement * self._disagreement(hidden, then.hidden, part)
+        self._last = {name: terms[name].detach() for name in ("agreement", "disagreement") if name in terms}
         return terms
 
     def _logits_of_first(self, states: States, batch: Batch, part: Batch) -> Tensor | None:
@@ -552,15 +554,17 @@ class HPrompt(Method):
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        """What the last micro-batch says about the prompts; empty without any.
+        """What the last micro-batch says about the two losses and the prompts; empty without any.
 
+        ``agreement``, ``disagreement``: the two terms, weighted, of the last step in which they were due.
         ``components``: the effective number of components in use. ``entropy``: of a text's weights over them, in nats.
         ``cosine_to_random``: between texts' prompts and the random ones of the last step that drew some, the mean;
         near 1, agreement and disagreement ask for opposite things.
         """
+        found = {name: float(term) for name, term in self._last.items()}
         if self._alpha is None:
-            return {}
-        found = {
+            return found
+        found |= {
             "components": float(effective_number(self._alpha)),
             "entropy": float(weight_entropy(self._alpha)),
         }
