@@ -57,7 +57,9 @@ ARMS: dict[str, Any] = {
     "hprompt every 4th": {"name": "hprompt", "loss_every": 4},
     "prompt alone": {"name": "hprompt", "agreement": 0.0, "disagreement": 0.0},
     "replay": {"name": "replay", "share": 0.25},
-    "derpp": "derpp", "lwf": "lwf", "ewc": "ewc", "l2_anchor": "l2_anchor", "cotta": "cotta", "das": "das",
+    "derpp": {"name": "derpp", "size": 64}, "lwf": "lwf", "l2_anchor": "l2_anchor", "cotta": "cotta",
+    # what they measure as a stage ends is no part of a step
+    "ewc": {"name": "ewc", "examples": 64}, "das": {"name": "das", "examples": 64},
     "slow": "slow", "averaging": "averaging",
 }  # fmt: skip
 
