@@ -192,7 +192,7 @@ def test_an_arm_without_the_cells_of_a_metric_is_left_out_of_it():
 
 
 def test_tasks_and_runs_are_resampled_apart_and_weighed_by_their_terms():
-    sums, counts = np.array([[2.0, 4.0], [0.0, 3.0], [0.0, 0.0]]), np.array([[1.0, 2.0], [0.0, 1.0], [0.0, 0.0]])
+    sums, counts = np.array([[2.0, 8.0], [0.0, 3.0], [0.0, 0.0]]), np.array([[1.0, 2.0], [0.0, 1.0], [0.0, 0.0]])
     wanted = []
     for tasks in itertools.product(range(2), repeat=2):
         for runs in itertools.product(range(2), repeat=2):
