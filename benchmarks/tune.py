@@ -20,9 +20,8 @@ import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +29,18 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from alternating import Arm, in_turn, now, tell, tell_times
 from live_bytes import LiveBytes
 
 from anytune.data.batches import ExampleBatches, encode_task
 from anytune.data.samples import cache_folder, sample_folder
 from anytune.data.tasks import load_task
 from anytune.engine.allocator import keep_freed_memory
-from anytune.engine.runtime import make_runtime
-from anytune.engine.stages import method_groups
 from anytune.methods import registry
 from anytune.methods.chosen import chosen_weights
 from anytune.methods.objective import Classification
 from anytune.methods.protocol import Batch, Run
 from anytune.methods.selection import exact_mask
-from anytune.methods.step import StepModule, total
 from anytune.models.base import load_base
 
 BATCH, LENGTH = 16, 128
@@ -130,79 +127,21 @@ def workload(model: str, text: str, precision: str, stage: int = STAGE) -> Workl
     return Workload(model, text, precision, base, fresh, head_names, batches)
 
 
-@dataclass
-class Arm:
-    """One method in training."""
-
-    name: str
-    work: Workload
-    steps: int
-    seconds: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        work, device = self.work, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.runtime = make_runtime(work.precision)
-        given = ARMS[self.name]
-        self.methods = registry.parse(given, "tune") if given else []
-        self.model = copy.deepcopy(work.fresh)
-        run = Run(seed=0, steps=self.steps, anatomy=work.base.anatomy, head_names=work.head_names,
-                  objective=Classification(), batches=work.batches, base=work.base, device=device)  # fmt: skip
-        for method in self.methods:
-            self.model = method.prepare(self.model, run)
-        self.model.to(device)
-        self.module = StepModule(self.model, self.methods, Classification(), self.runtime.autocast())
-        self.optimizer = torch.optim.AdamW(method_groups(self.model, self.methods, 1e-5, 0.01), fused=True)
-        for method in self.methods:
-            method.attach(self.model, self.optimizer)
-        self.done = 0
-
-    def step(self) -> None:
-        """One step, timed."""
-        batch = self.runtime.to_device(self.work.batches.batch(self.done))
-        began = now()
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        for method in self.methods:
-            method.before_step(self.model)
-        for method in self.methods:
-            batch = method.prepare_batch(batch)
-        total(self.module(batch)).backward()
-        for method in self.methods:
-            method.after_backward(self.model)
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        self.optimizer.step()
-        for method in self.methods:
-            method.after_step(self.model)
-        self.seconds.append(now() - began)
-        self.done += 1
-
-
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def arm_of(name: str, work: Workload, steps: int) -> Arm:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given = ARMS[name]
+    run = Run(seed=0, steps=steps, anatomy=work.base.anatomy, head_names=work.head_names,
+              objective=Classification(), batches=work.batches, base=work.base, device=device)  # fmt: skip
+    return Arm(name, registry.parse(given, "tune") if given else [], work.fresh, run, work.precision)
 
 
 def time_arms(work: Workload, names: Sequence[str], cycles: int) -> list[dict[str, Any]]:
-    """Seconds of a cycle of each arm, in turn step by step; one cycle is made first and not counted."""
-    steps = 2 * STAGE * (cycles + 1)
-    arms = [Arm(name, work, steps) for name in names]
-    for step in range(steps):
-        for arm in arms[step % len(arms) :] + arms[: step % len(arms)]:  # nobody always comes after the same
-            arm.step()
-    cycle = 2 * STAGE
-    sums = {arm.name: [sum(arm.seconds[k : k + cycle]) for k in range(cycle, steps, cycle)] for arm in arms}
-    rows = []
-    for arm in arms:
-        ratios = [own / plain for own, plain in zip(sums[arm.name], sums["plain"], strict=True)]
-        rows.append({
-            "model": work.model, "text": work.text, "precision": work.precision, "arm": arm.name,
-            "milliseconds": 1e3 * statistics.median(sums[arm.name]) / cycle,
-            "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "cycles": cycles,
-        })  # fmt: skip
-        tell(f"{work.model} {work.text} {work.precision} {arm.name:16} {rows[-1]['milliseconds']:8.1f} ms  "
-             f"{rows[-1]['ratio']:.3f} ({rows[-1]['low']:.3f} to {rows[-1]['high']:.3f})")  # fmt: skip
+    """Times of DPS's cycles: both stages, its selection included."""
+    arms = [arm_of(name, work, 2 * STAGE * (cycles + 1)) for name in names]
+    where = {"model": work.model, "text": work.text, "precision": work.precision}
+    rows = [{**where, **row} for row in in_turn(arms, 2 * STAGE, cycles)]
+    for row in rows:
+        tell_times(f"{work.model} {work.text} {work.precision}", row)
     return rows
 
 
@@ -221,7 +160,7 @@ def count_arms(work: Workload, names: Sequence[str]) -> list[dict[str, Any]]:
     for name in names:
         gc.collect()
         with LiveBytes() as live:
-            arm = Arm(name, small, 10 * STAGE)
+            arm = arm_of(name, small, 10 * STAGE)
             for _ in range(2 * STAGE + 2):
                 arm.step()
         peaks[name] = live.peak
@@ -253,10 +192,6 @@ def time_selection(rounds: int) -> list[dict[str, Any]]:
     tell(f"selection of {scores.numel():,} entries: {row['milliseconds']:.1f} ms, {row['times_faster']:.1f} times as "
          f"fast as a sort ({row['low']:.1f} to {row['high']:.1f})")  # fmt: skip
     return [row]
-
-
-def tell(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:

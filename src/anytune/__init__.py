@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anytune.data.domains import load_domain as load_domain
     from anytune.data.tasks import load_task as load_task
     from anytune.engine.hf_trainer import hf_trainer as hf_trainer
+    from anytune.jobs.anytime import anytime_matrix as anytime_matrix
     from anytune.jobs.arms import compare_arms as compare_arms
     from anytune.jobs.hub import pull as pull
     from anytune.jobs.hub import push as push
@@ -43,6 +44,7 @@ _HOMES = {
     "pretrain": "anytune.jobs.pretrain",
     "tune": "anytune.jobs.tune",
     "compare_arms": "anytune.jobs.arms",
+    "anytime_matrix": "anytune.jobs.anytime",
     "recycle": "anytune.jobs.recycle",
     "load": "anytune.jobs.load",
     "predict": "anytune.jobs.load",

@@ -26,6 +26,7 @@ from anytune.methods import registry
 from anytune.methods.objective import Classification, LanguageModelling
 from anytune.methods.protocol import Batch, Method, Run
 from anytune.models.base import load_base
+from anytune.models.carried import load_carried
 from anytune.store import Entry, Store
 from tests.contract.settings import exercise
 
@@ -104,6 +105,18 @@ class Bench:
             anytune.tune(self.base, self.task, store=shelf, training={**TRAINING["tune"], **COMMON}, name="outdated")
         return Store(shutil.copytree(shelf, self.folder / name))
 
+    def base_of(self, name: str) -> Path:
+        """The base that a method's run begins at: for the second stage of a stream, what a first one has left."""
+        if not exercise(name).second_stage:
+            return self.base
+        store = Store(self.folder / f"begun-{name.replace('/', '-')}")
+        [entry] = store.find("base") or anytune.pretrain(
+            self.base, [self.domain], store=store, names=["begun"], seed=1,
+            method={"name": name.split("/")[1], **exercise(name).settings},
+            training={**TRAINING["pretrain"], **COMMON, "steps": 2},
+        )  # fmt: skip
+        return entry.folder
+
     def job(
         self,
         name: str,
@@ -121,7 +134,7 @@ class Bench:
             "training": {**TRAINING[room], **COMMON, **given.training, **training},
         }  # fmt: skip
         if room == "pretrain":
-            [entry] = anytune.pretrain(self.base, [self.domain], names=["upgraded"], **shared)
+            [entry] = anytune.pretrain(self.base_of(name), [self.domain], names=["upgraded"], **shared)
         elif room == "tune":
             [entry] = anytune.tune(self.base, self.task, **shared)
         else:
@@ -163,7 +176,7 @@ class Bench:
                 "accumulation": pieces * together,
             }
         )
-        base = load_base(self.other if room == "recycle" else self.base)
+        base = load_base(self.other if room == "recycle" else self.base_of(name))
         tokenizer = base.tokenizer()
         head_names: list[str] = []
         batches: Any
@@ -183,7 +196,8 @@ class Bench:
             objective = LanguageModelling(base.anatomy) if room == "pretrain" else Classification()
             run = Run(seed=derive_seed(11), steps=steps, anatomy=base.anatomy, head_names=head_names,
                       install_outdated=self._install if room == "recycle" else None,
-                      objective=objective, batches=batches, base=base, device=torch.device("cpu"))  # fmt: skip
+                      objective=objective, batches=batches, base=base, device=torch.device("cpu"),
+                      carried=load_carried(base.folder))  # fmt: skip
             for method in methods:
                 model = method.prepare(model, run)
             if precise:

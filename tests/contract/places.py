@@ -19,6 +19,7 @@ from anytune.engine.hf_trainer import MethodTrainer, hf_trainer
 from anytune.engine.settings import training_settings
 from anytune.methods import Classification, LanguageModelling, Method, Run, StepModule, create, total
 from anytune.models.base import load_base
+from anytune.models.carried import load_carried
 from tests.contract.bench import TRAINING, Bench, room_of, state
 from tests.contract.settings import exercise
 
@@ -46,7 +47,7 @@ class Places:
             {**TRAINING[self.room], "precision": "fp32", "keep": "last", "warmup": 0.4, "weight_decay": 0.1,
              "max_grad_norm": 0.5, **given.training, "accumulation": self.accumulation, **self.training}
         )  # fmt: skip
-        self.base = load_base(self.bench.other if self.room == "recycle" else self.bench.base)
+        self.base = load_base(self.bench.other if self.room == "recycle" else self.bench.base_of(self.name))
         tokenizer = self.base.tokenizer()
         self.batches: Any
         if self.room == "pretrain":
@@ -80,7 +81,8 @@ class Places:
     def run(self, head_names: list[str]) -> Run:
         return Run(seed=derive_seed(SEED, "method"), steps=self.steps, anatomy=self.base.anatomy,
                    head_names=head_names, install_outdated=self.install, objective=self.objective,
-                   batches=self.batches, base=self.base, device=torch.device("cpu"))  # fmt: skip
+                   batches=self.batches, base=self.base, device=torch.device("cpu"),
+                   carried=load_carried(self.base.folder))  # fmt: skip
 
     # ------------------------------------------------------------------ the places
 

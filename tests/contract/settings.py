@@ -24,12 +24,14 @@ class Exercise:
         settings: settings under which it does what its card says (its defaults may be neutral).
         training: training settings, where those of the room do not suit.
         trains: which weights (by their names in the prepared model) it trains; all others must stay bit for bit.
+        second_stage: in the first stage of a stream it only gathers; the contract looks at the second.
         no_accumulation: why k micro-batches of b are not one batch of k * b for this method, if they are not.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     trains: Callable[[str, set[str]], bool] = everything
+    second_stage: bool = False
     no_accumulation: str = ""
 
 
@@ -43,6 +45,10 @@ def _bias_or_head(name: str, head_names: set[str]) -> bool:
 
 def _last_block_or_above(name: str, head_names: set[str]) -> bool:
     return ".embeddings." not in name and ".layer.0." not in name
+
+
+def _not_an_embedding(name: str, head_names: set[str]) -> bool:
+    return ".embeddings." not in name
 
 
 def _block_matrix_or_head(name: str, head_names: set[str]) -> bool:
@@ -65,7 +71,16 @@ EXERCISES: dict[str, Exercise] = {
     "tune/top_k_layers": Exercise(
         settings={"k": 1}, training={"learning_rate": 1e-2, "batch_size": 42}, trains=_last_block_or_above
     ),
+    "tune/freeze": Exercise(training={"learning_rate": 1e-2, "batch_size": 42}, trains=_not_an_embedding),
     "tune/dps": Exercise(settings={"variant": "mix", "keep": 0.6, "stage_steps": 1}),
+    "pretrain/derpp": Exercise(second_stage=True),
+    "pretrain/replay": Exercise(second_stage=True),
+    # at a first stage it is plain training
+    "pretrain/ewc": Exercise(settings={"examples": 16, "rows": 4}, second_stage=True),
+    # its contrast holds the texts of a micro-batch against each other: it stands in its own tests
+    "pretrain/das": Exercise(settings={"contrast": 0.0, "examples": 16, "rows": 4}),
+    # centred, the texts of a micro-batch are held against each other: that stands in its own tests
+    "pretrain/hprompt": Exercise(settings={"components": 4, "length": 3, "layers": 1, "centre": False}),
     "pretrain/sequential": Exercise(settings={"head_rate": 2.0}),
     "tune/lora": Exercise(settings={"r": 4, "targets": "all-linear", "dropout": 0.1}, trains=_adapter_or_head),
     # on a random body, biases learn the tiny task only from whole-batch gradients at a high rate
@@ -79,6 +94,9 @@ EXERCISES: dict[str, Exercise] = {
 OTHER_WAYS: dict[str, list[dict[str, Any]]] = {
     "tune/child_tuning": [{"variant": "D", "keep": 0.3}],
     "tune/extrapolation": [{"direction": "noise"}],
+    "pretrain/das": [{"contrast": 0.0, "examples": 16, "rows": 4, "form": "update"}],
+    "pretrain/l2_anchor": [{"to": "first", "form": "penalty", "anchor": "cpu"}],
+    "pretrain/averaging": [{"form": "steps"}],
     "tune/l2sp": [{"form": "penalty", "anchor": "cpu"}],
     "tune/recadam": [{"midpoint": 0.5, "gamma": 1.0, "form": "gradient"}],
     "tune/dps": [

@@ -40,6 +40,8 @@ CHECKS = ("loops", "cuts", "errors", "reached", "taken_apart", "launched")
 def pair(bench: Bench, tmp_path_factory) -> Path:
     """The folder in which two processes have left what they found."""
     bench.store("for-processes")
+    for name, _ in ALIKE:
+        bench.base_of(name)
     for name, sharding in CUT:
         for which in ("cut", "uncut"):
             bench.store(f"{which}-{folder_name(name, sharding)}")

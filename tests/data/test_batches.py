@@ -16,6 +16,7 @@ from anytune.data.batches import (
 )
 from anytune.data.masking import IGNORED
 from anytune.data.packing import TokenizerFacts, pack
+from anytune.data.splits import stable_seed
 from anytune.data.tasks import Example
 from anytune.errors import DataError, SettingsError
 from tests.data.conftest import WORDS, causal
@@ -222,3 +223,20 @@ def test_blocks_of_one_objective_are_refused_for_the_other(texts, bert_tokenizer
         BlockBatches(blocks, 4, 0, "clm", bert_tokenizer)
     with pytest.raises(SettingsError, match="objective 'clm'"):
         next(heldout_batches(blocks, 4, 0, "clm", bert_tokenizer))
+
+
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+def test_any_blocks_become_a_batch_as_the_steps_own_do(objective, texts, bert_tokenizer, gpt_tokenizer):
+    tokenizer = bert_tokenizer if objective == "mlm" else gpt_tokenizer
+    blocks = pack(texts, tokenizer, 16, objective=objective)
+    batches = BlockBatches(blocks, 4, 5, objective, tokenizer)
+    own = batches.batch(3)
+    generator = torch.Generator().manual_seed(stable_seed("mask", 5, 3))
+    same(batches.labelled(blocks[batches.rows(3).tolist()], generator), own)
+    counts = torch.tensor([1, 0, 3])
+    found = batches.labelled(blocks[[2, 2, 9]], torch.Generator().manual_seed(0), counts)
+    if objective == "mlm":
+        assert torch.equal((found["labels"] != IGNORED).sum(dim=1), counts)
+        assert torch.equal(restored(found), blocks[[2, 2, 9]])
+    else:
+        assert torch.equal(found["labels"], blocks[[2, 2, 9]])

@@ -103,3 +103,24 @@ def test_a_batch_of_special_tokens_is_refused():
 def test_shares_out_of_range_are_refused(wrong):
     with pytest.raises(SettingsError, match=str(next(iter(wrong.values())))):
         mask(ids(1, 8), **wrong)
+
+
+@given(rows=st.integers(1, 4), width=st.integers(3, 40), seed=st.integers(0, 2**31), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_just_so_many_positions_of_each_row_are_chosen_as_far_as_it_has_them(rows, width, seed, data):
+    tokens = ids(rows, width, seed)
+    counts = torch.tensor(data.draw(st.lists(st.integers(0, 45), min_size=rows, max_size=rows)))
+    masked, labels = mask(tokens, seed, counts=counts)
+    chosen = labels != IGNORED
+    assert torch.equal(chosen.sum(dim=1), counts.clamp(max=width - 2))
+    assert not chosen[:, [0, -1]].any()
+    assert torch.equal(labels[chosen], tokens[chosen])
+    assert torch.equal(masked[~chosen], tokens[~chosen])
+
+
+def test_positions_chosen_by_number_are_equally_likely():
+    tokens = ids(4000, 12)
+    _, labels = mask(tokens, counts=torch.full((4000,), 3))
+    share = (labels != IGNORED)[:, 1:-1].double().mean(dim=0)
+    # the standard error of each is 0.0072
+    assert (share - 0.3).abs().max() < 0.035

@@ -10,14 +10,13 @@ from anytune.engine import checkpoints as module
 from anytune.engine.checkpoints import (
     Snapshot,
     checkpoints,
-    join_state,
     load_checkpoint,
     random_state,
     restore_random_state,
     save_checkpoint,
-    split_state,
 )
 from anytune.errors import MethodError, StoreError, TrainingError
+from anytune.models.states import join_state, split_state
 
 
 def snapshot(step: int) -> Snapshot:

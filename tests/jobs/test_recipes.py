@@ -8,6 +8,7 @@ import yaml
 
 from anytune.errors import AnytuneError, MethodError, SettingsError
 from anytune.jobs import recipes
+from anytune.jobs.anytime import anytime_matrix
 from anytune.jobs.arms import compare_arms
 from anytune.jobs.load import evaluate
 from anytune.jobs.pretrain import pretrain
@@ -19,7 +20,7 @@ from anytune.jobs.tune import tune
 
 FUNCTIONS = {
     "tune": tune, "pretrain": pretrain, "recycle": recycle, "evaluate": evaluate, "compare": compare_arms,
-    "report": report,
+    "anytime": anytime_matrix, "report": report,
 }  # fmt: skip
 EXAMPLES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -148,6 +149,16 @@ def test_one_domain_may_stand_without_a_list():
         ("job: compare\nbase: b\ntasks: [t]\nout: o\ncontrol: y\narms:\n  x: {method: lora}\n",
          ["arm as control", "'y'"], None),
         ("job: compare\nbase: b\ntasks: [t]\nout: o\narms: {plain: {method: full}}\n", ["only arm"], None),
+        ("job: anytime\nbase: b\ndomains: [{}]\nout: o\narms: {x: {seeds: 2}}\n", ["line 5", "'x' names no method"],
+         "x: {method: sequential}"),
+        ("job: anytime\nbase: b\ndomains: [{}]\nout: o\narms: {x: {method: sequential, train_sizes: [5]}}\n",
+         ["line 5", "'train_sizes'"], "training:"),
+        ("job: anytime\nbase: b\ndomains: [{}]\nout: o\narms: {x: {method: sequential}}\ntuning: {step: 3}\n",
+         ["line 6", "'step'"], None),
+        ("job: anytime\nbase: b\ndomains: [{}]\nout: o\narms: {x: {method: sequential}}\nmetrics: [a_ac]\n",
+         ["line 6", "'a_ac'"], "a_acc"),
+        ("job: anytime\nbase: b\ndomains: [{}]\nout: o\narms: {x: {method: sequential}}\ntokens: some\n",
+         ["line 6", "tokens"], None),
         ("job: tune\nbase: b\ntask: t\ntrain_sizes: [0]\n", ["line 4", "train_sizes"], ""),
         ("job: tune\nbase: b\ntask: t\nsubset_seed: runs\n", ["line 4", "subset_seed = 'runs'"], ""),
         ("job: tune\nbase: b\ntask: t\nlabel_map: [a]\n", ["line 4", "label_map"], ""),

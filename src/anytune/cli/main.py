@@ -11,6 +11,7 @@ import typer
 
 from anytune._version import __version__
 from anytune.cli import (
+    anytime,
     compare,
     demo,
     doctor,
@@ -52,6 +53,7 @@ def build(rich_help: bool = False) -> typer.Typer:
     app.command("tune")(tune.tune)
     app.command("recycle")(recycle.recycle)
     app.command("compare")(compare.compare)
+    app.command("anytime")(anytime.anytime)
     app.command("evaluate")(evaluate.evaluate)
     app.command("lm-eval")(lm_eval.lm_eval)
     app.command("predict")(predict.predict)

@@ -15,6 +15,10 @@ def report(
     figures: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Also each figure as PNG, SVG and CSV.")
     ] = None,
+    anytime: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER", help="Also the matrices of a job: anytime, by their folder; may be repeated."),
+    ] = None,
 ) -> None:
     """Make one HTML page of a store.
 
@@ -24,4 +28,4 @@ def report(
     """
     from anytune.jobs.report import report as job
 
-    print(job(store, out, figures=figures))
+    print(job(store, out, figures=figures, anytime=anytime or []))

@@ -74,6 +74,10 @@ def _print(job: str, result: Any) -> None:
 
 def _plain(result: Any) -> Any:
     if hasattr(result, "lines"):
+        if hasattr(result, "stages"):
+            from anytune.jobs import anytime
+
+            return anytime.record(result)
         from anytune.jobs.arms import record
 
         return record(result)

@@ -350,10 +350,21 @@ class BlockBatches:
             and labels [b, m]; num_items: positions that carry loss (masked positions, b * (block_size - 1) predicted
             tokens, or b * m written ones), a plain int.
         """
-        input_ids = self.blocks[self.rows(step).tolist()]
+        generator = torch.Generator().manual_seed(stable_seed("mask", self.seed, step))
+        return self.labelled(self.blocks[self.rows(step).tolist()], generator)
+
+    def labelled(self, input_ids: Tensor, generator: torch.Generator, counts: Tensor | None = None) -> Batch:
+        """Any blocks [b, block_size] as a batch: masked or cut by ``generator``, with labels; see ``batch``.
+
+        Args:
+            counts: masked language modelling only: int64 [b], so many positions of each row are masked, and the batch
+                is on its device; it then holds no ``num_items``, which would have to be waited for.
+        """
         if self.objective == "clm":
             return _clm_batch(input_ids)
-        generator = torch.Generator().manual_seed(stable_seed("mask", self.seed, step))
+        if self.objective == "mlm" and counts is not None:
+            read, labels = _mask(input_ids, self.facts, generator, self.probability, counts)
+            return {"input_ids": read, "attention_mask": torch.ones_like(read), "labels": labels}
         return _labelled_batch(*_CHANGES[self.objective](input_ids, self.facts, generator, self.probability))
 
 
@@ -392,8 +403,9 @@ def _checked(blocks: Blocks, objective: str, facts: Any) -> tuple[str, Tokenizer
 
 
 def _mask(
-    input_ids: Tensor, facts: TokenizerFacts, generator: torch.Generator, probability: float
-) -> tuple[Tensor, Tensor]:
+    input_ids: Tensor, facts: TokenizerFacts, generator: torch.Generator, probability: float,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     if facts.mask_id is None:
         raise DataError("the tokenizer lacks a mask token", why="MLM hides words behind it.", fix="objective=clm")
     return mask_tokens(
@@ -403,6 +415,7 @@ def _mask(
         vocabulary_size=facts.vocabulary_size,
         generator=generator,
         probability=probability,
+        counts=counts,
     )
 
 

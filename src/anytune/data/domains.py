@@ -3,6 +3,8 @@
 Which texts are held out is decided by a hash of each text (or of its group, where the source knows groups such as a
 document or a film), not by its place: adding texts to a file moves no old text from one part to the other as long as
 their share allows, and a text that occurs twice cannot stand in both parts. Exact duplicates count once.
+
+Dated text may be cut into periods (``split_by``), each a domain of its own: a stream over time from one file.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from anytune import manifests
 from anytune.data import sources
 from anytune.data.columns import require_column, text_columns
+from anytune.data.periods import SplitBy, periods
 from anytune.data.sources import is_dataset_id, read_dataset
 from anytune.data.tables import SUFFIXES, Table, folder_files, read_table, read_text
 from anytune.errors import DataError, SettingsError
@@ -87,12 +90,93 @@ def load_domain(
     given = {key: value for key, value in locals().items() if key != "source"}
     if isinstance(source, Mapping):
         return load_domain(**sources.unfolded(source, given, "domain"))
+    _check_settings(heldout_fraction, limit)
+    found = _find(source, text, date)
+    rows, repeated = _distinct(found.texts)
+    notes = (f"{repeated} exact duplicates left out",) if repeated else ()
+    return _domain(found, rows, name or found.name, heldout_fraction, limit, notes)
+
+
+def load_periods(
+    source: str | Path | Mapping[str, Any],
+    *,
+    split_by: SplitBy | None = None,
+    text: str = "text",
+    name: str | None = None,
+    heldout_fraction: float = 0.05,
+    date: str | None = None,
+    limit: int | None = None,
+) -> dict[str, Domain]:
+    """Dated text as a domain for each period, by its period and named ``NAME-PERIOD``, in the order of time.
+
+    A text that occurs in several periods belongs to the earliest. Each period holds out a part of its own; what
+    shares a group (a document, a film) with a text that is held out in another period is left out of training.
+
+    Args:
+        source: as for :func:`load_domain`, or a mapping of these arguments (key "source").
+        split_by: "year", "month", or a list of dates at which a period begins (:mod:`anytune.data.periods`).
+        text, name, heldout_fraction: as for :func:`load_domain`.
+        date: the column of dates, ISO 8601; samples that are dated bring their own.
+        limit: keep at most so many documents of each period, chosen by hash.
+
+    Raises:
+        DataError: the text cannot be used as it is, or it has no dates.
+        SettingsError: an argument is unknown or out of range.
+    """
+    given = {key: value for key, value in locals().items() if key != "source"}
+    if isinstance(source, Mapping):
+        return load_periods(**sources.unfolded(source, given, "domain"))
+    _check_settings(heldout_fraction, limit)
+    if split_by is None:
+        raise SettingsError("split_by is missing", why="It says where one period ends.", fix="split_by: year")
+    found = _find(source, text, date)
+    if found.dates is None:
+        raise DataError(
+            f"{found.name} has no dates", why="It is to be split by time.", fix="date: COLUMN   (one that holds them)"
+        )
+    own, whole = found.dates, name or found.name
+    in_time = sorted(range(len(own)), key=lambda row: own[row])
+    first = {found.texts[row]: row for row in reversed(in_time)}
+    rows = sorted(first.values())
+    repeated = len(found.texts) - len(rows)
+    notes = (f"{repeated} exact duplicates left out",) if repeated else ()
+    parts = [
+        (period, [rows[place] for place in places])
+        for period, places in periods([own[row] for row in rows], split_by, found.name).items()
+    ]
+    made = [_domain(found, part, f"{whole}-{period}", heldout_fraction, limit, notes) for period, part in parts]
+    group = dict(zip(found.texts, found.groups, strict=True))
+    held = [{group[text] for text in domain.heldout} for domain in made]
+    return {
+        period: _apart(domain, set().union(*held[:place], *held[place + 1 :]), group)
+        for place, ((period, _), domain) in enumerate(zip(parts, made, strict=True))
+    }
+
+
+def _apart(domain: Domain, held: set[str], group: Mapping[str, str]) -> Domain:
+    """The domain without training texts of a group that another period holds out."""
+    keep = [place for place, text in enumerate(domain.texts) if group[text] not in held]
+    if len(keep) == len(domain.texts):
+        return domain
+    texts = tuple(domain.texts[place] for place in keep)
+    dates = tuple(domain.dates[place] for place in keep) if domain.dates is not None else None
+    note = f"{len(domain.texts) - len(keep)} texts left out whose group another period holds out"
+    return replace(
+        domain, texts=texts, dates=dates, content=_content(texts, domain.heldout), notes=(*domain.notes, note)
+    )
+
+
+def _check_settings(heldout_fraction: float, limit: int | None) -> None:
     if not 0 <= heldout_fraction < 1:
         raise SettingsError(f"heldout_fraction is {heldout_fraction}", why="It lies in [0, 1).", fix="0.05")
     if limit is not None and limit < 1:
         raise SettingsError(f"limit is {limit}", why="A domain needs text.", fix="limit=10000")
-    found = _find(source, text, date)
-    rows, repeated = _distinct(found.texts)
+
+
+def _domain(
+    found: _Found, rows: list[int], name: str, heldout_fraction: float, limit: int | None, notes: tuple[str, ...]
+) -> Domain:
+    """The domain of some rows."""
     if limit is not None and limit < len(rows):
         rows = sorted(sorted(rows, key=lambda row: _rank("limit", found.texts[row]))[:limit])
     heldout = _heldout(rows, found, heldout_fraction)
@@ -100,23 +184,25 @@ def load_domain(
     texts = tuple(found.texts[row] for row in train)
     kept = tuple(found.texts[row] for row in rows if row in heldout)
     return Domain(
-        name=name or found.name,
+        name=name,
         texts=texts,
         heldout=kept,
         dates=tuple(found.dates[row] for row in train) if found.dates else None,
         ref=found.ref,
         content=_content(texts, kept),
-        notes=(f"{repeated} exact duplicates left out",) if repeated else (),
+        notes=notes,
     )
 
 
 def load_stream(entries: Sequence[str | Path | Mapping[str, Any] | Domain]) -> tuple[Domain, ...]:
     """Domains in the order given; each entry is what ``load_domain`` takes, or a domain.
 
+    A mapping with ``split_by`` stands for as many domains as its text has periods (:func:`load_periods`).
+
     Raises:
         DataError: there are none, or two share a name (tables could not tell them apart).
     """
-    stream = tuple(entry if isinstance(entry, Domain) else load_domain(entry) for entry in entries)
+    stream = tuple(domain for entry in entries for domain in load_domains(entry))
     if not stream:
         raise DataError("a stream without domains", why="There is nothing to pre-train on.", fix="name a domain")
     names = [domain.name for domain in stream]
@@ -128,6 +214,37 @@ def load_stream(entries: Sequence[str | Path | Mapping[str, Any] | Domain]) -> t
             fix="{source: ..., name: another}",
         )
     return stream
+
+
+def load_domains(entry: str | Path | Mapping[str, Any] | Domain, **given: Any) -> tuple[Domain, ...]:
+    """The domain of a source, or one for each period where it is a mapping with ``split_by``.
+
+    Args:
+        entry: what :func:`load_domain` or :func:`load_periods` takes, or a domain.
+        given: arguments of theirs; those of a mapping win.
+    """
+    if isinstance(entry, Domain):
+        return (entry,)
+    if isinstance(entry, Mapping) and "split_by" in entry:
+        return tuple(load_periods(entry, **given).values())
+    return (load_domain(entry, **given),)
+
+
+def joined(stream: Sequence[Domain]) -> Domain:
+    """All domains of a stream as one, named ``A+B+C``: their texts and held-out texts one after the other.
+
+    Dates are kept only where every domain has them.
+    """
+    if len(stream) == 1:
+        return stream[0]
+    texts = tuple(text for one in stream for text in one.texts)
+    heldout = tuple(text for one in stream for text in one.heldout)
+    dated = all(one.dates is not None for one in stream)
+    return Domain(
+        name="+".join(one.name for one in stream), texts=texts, heldout=heldout,
+        dates=tuple(date for one in stream for date in one.dates or ()) if dated else None,
+        ref=None, content=_content(texts, heldout), notes=tuple(note for one in stream for note in one.notes),
+    )  # fmt: skip
 
 
 def _find(source: str | Path, text: str, date: str | None) -> _Found:

@@ -30,6 +30,7 @@ def mask_tokens(
     replace: float = 0.8,
     random: float = 0.1,
     special_ids: Sequence[int] = (),
+    counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose positions and hide them. Pure: the input stays as it is, randomness comes from ``generator`` alone.
 
@@ -45,9 +46,11 @@ def mask_tokens(
         replace: share of the chosen positions shown as the mask token.
         random: share of the chosen positions shown as a random word.
         special_ids: ids that are no random words, where ``special`` gives positions.
+        counts: int64 [b]: just so many positions of each row are chosen, whatever ``probability``; fewer where a row
+            has fewer ordinary ones. The result is on its device, and nothing waits for that.
 
     Returns:
-        ``(masked_ids [b, n], labels [b, n])``; at least one position of the batch is chosen.
+        ``(masked_ids [b, n], labels [b, n])``; without ``counts`` at least one position of the batch is chosen.
 
     Raises:
         SettingsError: a share is out of range.
@@ -68,9 +71,16 @@ def mask_tokens(
     action = torch.rand(input_ids.shape, generator=generator)
     words = _random_words(input_ids.shape, {*special_ids, mask_id}, vocabulary_size, generator)
 
-    chosen = draw < probability
-    if not bool(chosen.any()):  # a small batch: take the position that came nearest
-        chosen.view(-1)[draw.view(-1).argmin()] = True
+    if counts is None:
+        chosen = draw < probability
+        if not bool(chosen.any()):  # a small batch: take the position that came nearest
+            chosen.view(-1)[draw.view(-1).argmin()] = True
+    else:
+        place = draw.argsort(dim=1).argsort(dim=1).masked_fill(barred, torch.iinfo(torch.int64).max)
+        input_ids, action, words, place = (
+            one.to(counts.device, non_blocking=True) for one in (input_ids, action, words, place)
+        )
+        chosen = place < counts.unsqueeze(1)
     masked = torch.where(chosen & (action < replace), mask_id, input_ids)
     masked = torch.where(chosen & (action >= replace) & (action < replace + random), words, masked)
     return masked, input_ids.masked_fill(~chosen, IGNORED)

@@ -80,6 +80,8 @@ def _sample(name: str) -> Source:
             columns = {name: [joined.split(" ") for joined in values] for name, values in columns.items()}
         if rows and rows[0].text_pair is not None:
             columns["text_pair"] = [row.text_pair for row in rows]
+        if rows and all(getattr(row, "date", None) for row in rows):
+            columns["date"] = [row.date for row in rows]
         tables[split] = Table(f"{SAMPLE_PREFIX}{name} ({split})", columns, range(1, len(rows) + 1))
     if "train" not in tables:
         raise SampleError(

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,6 +58,11 @@ class Table:
     def place(self, row: int) -> str:
         """Where row ``row`` (from 0) stands, in words: "line 7 of reviews.csv"."""
         return f"{self.unit} {self.numbers[row]} of {self.source}"
+
+    def rows(self, wanted: Sequence[int]) -> Table:
+        """Some of the rows (from 0), in the order given."""
+        columns = {name: [values[row] for row in wanted] for name, values in self.columns.items()}
+        return replace(self, columns=columns, numbers=[self.numbers[row] for row in wanted])
 
 
 def shown(value: Any, limit: int = 60) -> str:

@@ -8,6 +8,7 @@ the training labels alone, and everything that decides results goes into ``conte
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any, get_args
 
 from anytune import manifests
 from anytune.data import columns, labels, responses, sources, splits, words
+from anytune.data.periods import SplitBy, periods
 from anytune.data.tables import listed
-from anytune.errors import SettingsError, unknown
+from anytune.errors import DataError, SettingsError, unknown
 from anytune.metrics import METRICS, Kind, are_entity_tags, default_metric
 
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -206,6 +208,68 @@ def load_task(
     _check_settings(metric, kind, limit)
     splits.check_fractions(validation_fraction, test_fraction)
     found = sources.find(source, validation=validation, test=test)
+    return _task(
+        found, text=text, label=label, metric=metric, kind=kind, split_seed=split_seed,
+        validation_fraction=validation_fraction, test_fraction=test_fraction, name=name, limit=limit,
+        label_names=label_names,
+    )  # fmt: skip
+
+
+def load_task_periods(
+    source: str | Path | Mapping[str, Any], *, split_by: SplitBy | None = None, date: str | None = None, **options: Any
+) -> dict[str, Task]:
+    """Dated labelled data as a task for each period, in the order of time; each has its own splits and labels.
+
+    Args:
+        source: as for :func:`load_task`, or a mapping of these arguments (key "source").
+        split_by: "year", "month", or a list of dates at which a period begins (:mod:`anytune.data.periods`).
+        date: the column of dates, ISO 8601; by default "date".
+        options: further arguments of :func:`load_task`; ``limit`` counts in each period.
+
+    Raises:
+        DataError: as there; no dates, or a period in which a split of the source has no row.
+        SettingsError: an argument is unknown or out of range.
+    """
+    if isinstance(source, Mapping):
+        known = dict.fromkeys(inspect.signature(load_task).parameters)
+        given = sources.unfolded(source, {**known, "split_by": None, "date": None}, "task")
+        chosen = {key: value for key, value in given.items() if value is not None}
+        return load_task_periods(**{**options, **chosen})
+    if split_by is None:
+        raise SettingsError("split_by is missing", why="It says where one period ends.", fix="split_by: year")
+    _check_settings(options.get("metric"), options.get("kind"), options.get("limit"))
+    paths = {key: options.pop(key) for key in ("validation", "test") if key in options}
+    fractions = {"validation_fraction": 0.1, "test_fraction": 0.2}
+    given = {**dict.fromkeys(("text", "label", "metric", "kind", "name", "limit", "label_names")), "split_seed": 0,
+             **fractions, **options}  # fmt: skip
+    splits.check_fractions(given["validation_fraction"], given["test_fraction"])
+    found = sources.find(source, **paths)
+    column = date or "date"
+    rows: dict[str, dict[str, list[int]]] = {}
+    for split, table in found.tables.items():
+        values = [str(value) for value in table.columns[columns.require_column(table, column, "date")]]
+        rows[split] = periods(values, split_by, table.source)
+    made = {}
+    for period in sorted(set().union(*rows.values())):  # of all three kinds of name, time goes with the alphabet
+        lacking = [split for split in rows if period not in rows[split]]
+        if lacking:
+            raise DataError(
+                f"{found.name} has no {lacking[0]} row in the period '{period}'",
+                why="Every period is a task of its own.", fix="other borders, or rows of that time",
+            )  # fmt: skip
+        tables = {split: table.rows(rows[split][period]) for split, table in found.tables.items()}
+        part = replace(found, name=f"{found.name}-{period}", tables=tables, ref=None)
+        name = f"{given['name']}-{period}" if given["name"] else None
+        made[period] = _task(part, **{**given, "name": name})
+    return made
+
+
+def _task(
+    found: sources.Source, *, text: str | Sequence[str] | None, label: str | None, metric: str | None,
+    kind: str | None, split_seed: int, validation_fraction: float, test_fraction: float, name: str | None,
+    limit: int | None, label_names: Sequence[str] | None,
+) -> Task:  # fmt: skip
+    """The task of rows that were found; arguments of :func:`load_task`."""
     if kind is None:
         kind = METRICS[metric].kind if metric else found.kind or columns.guess_kind(found.tables["train"], text, label)
     read = _READERS.get(kind or "", _read_labelled)(found, text, label, kind, label_names)

@@ -54,7 +54,9 @@ from anytune.methods.protocol import Batch, Method, Run
 from anytune.methods.step import StepModule, total, trainable
 from anytune.models.adapters import AdapterDelta
 from anytune.models.anatomy import Anatomy, anatomy_of
-from anytune.models.base import Base
+from anytune.models.base import Base, save_hyperprompt
+from anytune.models.carried import load_carried
+from anytune.models.layout import is_hyperprompt
 from anytune.models.weights import SINGLE_FILE, write_tensors
 
 #: Where the Trainer puts the number of items of the whole step.
@@ -202,6 +204,7 @@ class MethodTrainer(Trainer):
             seed=derive_seed(args.seed, "method"), steps=steps, anatomy=anatomy, head_names=head_names,
             install_outdated=install_outdated, objective=objective, base=base, device=args.device,
             batches=data if data is not None and is_batches(data) else None,
+            carried=load_carried(base.folder) if base is not None else {},
         )  # fmt: skip
         with seeded(derive_seed(args.seed, "train")):
             for method in self.methods:
@@ -329,7 +332,9 @@ class MethodTrainer(Trainer):
             if hasattr(model, "peft_config"):
                 AdapterDelta.from_model(model).save(folder)
             elif hasattr(model, "save_pretrained"):
-                model.save_pretrained(folder)
+                state = model.state_dict()
+                model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if not is_hyperprompt(k)})
+                save_hyperprompt(model, folder, state)
             else:
                 write_tensors(folder / SINGLE_FILE, model.state_dict(), {"format": "pt"})
             if self.processing_class is not None:

@@ -299,8 +299,10 @@ class Loop:
         self._check(loss)
         self.state.summed.zero_()
         self.state.looked = self.state.step
+        said = {f"{method.name}.{key}": value for method in self.methods for key, value in method.figures().items()}
+        finite = {key: value for key, value in said.items() if math.isfinite(value)}
         self.log.write(kind="train", step=self.state.step, loss=loss, learning_rate=self.learning_rate * share,
-                       seconds=round(self.state.result.seconds, 3))  # fmt: skip
+                       seconds=round(self.state.result.seconds, 3), **finite)  # fmt: skip
         self.reporter.step(self.state.step, {"loss": loss})
 
     def _check(self, loss: float, what: str = "loss") -> None:

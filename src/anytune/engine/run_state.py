@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytune.engine.checkpoints import Snapshot, join_state, random_state, restore_random_state, split_state
+from anytune.engine.checkpoints import Snapshot, random_state, restore_random_state
 from anytune.engine.runtime import Runtime
 from anytune.engine.sharding import like
 from anytune.engine.stages import moments, restore_moments
@@ -27,6 +27,7 @@ from anytune.manifests import CurvePoint
 from anytune.methods.parts import whole
 from anytune.methods.protocol import Method
 from anytune.methods.step import trainable
+from anytune.models.states import join_state, split_state
 
 
 @dataclass

@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from anytune.engine.checkpoints import join_state, split_state
 from anytune.errors import MethodError, TrainingError
 from anytune.manifests import write_atomic
 from anytune.methods.protocol import Method
 from anytune.methods.step import trainable
+from anytune.models.states import join_state, split_state
 from anytune.models.weights import write_tensors
 
 TENSORS_NAME = "method_state.safetensors"

@@ -137,7 +137,7 @@ def compare_arms(
         _check_map(label_map, others["score_on"])
         for arm, given in chosen.items():
             call: dict[str, Any] = {
-                "training": _merged(training, given.get("training")), "seeds": given.get("seeds") or list(seeds),
+                "training": merged(training, given.get("training")), "seeds": given.get("seeds") or list(seeds),
                 "subset_seed": subset_seed, "label_map": mapped,
             }  # fmt: skip
             for size in given.get("train_sizes") or train_sizes or [None]:
@@ -164,8 +164,8 @@ def compare_arms(
     _make(cells, place, workers, fan_out, tell)
     lines = list(_lines(cells, data, control, place))
     folder = Path(out)
-    _write(folder / RUNS_NAME, lines)
-    _write(folder / TASKS_NAME, [_task_line(task) for task in data])
+    write_lines(folder / RUNS_NAME, lines)
+    write_lines(folder / TASKS_NAME, [task_line(task) for task in data])
     write_atomic(folder / TABLES_NAME, arm_tables(lines).encode())
     return Comparison(folder, lines)
 
@@ -177,11 +177,22 @@ def compared(folder: str | Path) -> Comparison:
         DataError: there is no such file, or it is damaged.
     """
     path = Path(folder) / RUNS_NAME
+    lines = read_lines(path, LINE_KEYS)
+    write_atomic(path.with_name(TABLES_NAME), arm_tables(lines).encode())
+    return Comparison(Path(folder), lines)
+
+
+def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a comparison's file; each must hold ``keys``.
+
+    Raises:
+        DataError: there is no such file, it is damaged, or it is empty.
+    """
     lines = []
     try:
         for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             line = json.loads(text)
-            missing = [key for key in LINE_KEYS if not isinstance(line, dict) or key not in line]
+            missing = [key for key in keys if not isinstance(line, dict) or key not in line]
             if missing:
                 raise DataError(f"{path}, line {number}: no {missing[0]}", why="Each line is one run of a comparison.")
             lines.append(line)
@@ -191,8 +202,7 @@ def compared(folder: str | Path) -> Comparison:
         ) from None
     if not lines:
         raise DataError(f"{path} holds no run", why="The tables are computed from it.", fix="anytune run RECIPE")
-    write_atomic(path.with_name(TABLES_NAME), arm_tables(lines).encode())
-    return Comparison(Path(folder), lines)
+    return lines
 
 
 def record(comparison: Comparison) -> dict[str, Any]:
@@ -219,33 +229,43 @@ def record(comparison: Comparison) -> dict[str, Any]:
 # Checks
 
 
-def check_arms(arms: Mapping[str, Any], control: str) -> dict[str, dict[str, Any]]:
+def check_arms(
+    arms: Mapping[str, Any], control: str, *, room: str = "tune", keys: Sequence[str] = ARM_KEYS,
+    plain: tuple[str, str] = ("plain", PLAIN), alone: bool = False,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The arms with the control first; plain training is added where it is the control and not among them.
+
+    Args:
+        room: of the methods.
+        keys: what an arm may hold.
+        plain: the arm that need not be among them, and its method.
+        alone: whether the control may be the only arm.
 
     Raises:
         SettingsError: no arm, one without a method or with an unknown key, or a control that is none of them.
     """
     if not isinstance(arms, Mapping) or not arms:
-        raise SettingsError("no arms are given", fix="arms: {lora: {method: {name: lora, r: 8}}}")
+        example = "lora: {method: {name: lora, r: 8}}" if room == "tune" else f"{plain[0]}: {{method: {plain[1]}}}"
+        raise SettingsError("no arms are given", fix=f"arms: {{{example}}}")
     for name, arm in arms.items():
         if not isinstance(arm, Mapping):
             raise SettingsError(f"arm '{name}' is {arm!r}", fix=f"{name}: {{method: {arm}}}")
         for key in arm:
-            if key not in ARM_KEYS:
-                near = nearest(str(key), ARM_KEYS)
+            if key not in keys:
+                near = nearest(str(key), keys)
                 raise SettingsError(
-                    f"arm '{name}': unknown key '{key}'", why=f"An arm holds {', '.join(ARM_KEYS)}.",
+                    f"arm '{name}': unknown key '{key}'", why=f"An arm holds {', '.join(keys)}.",
                     fix=f"{near}:" if near else "",
                 )  # fmt: skip
         if "method" not in arm:
-            raise SettingsError(f"arm '{name}' names no method", fix=f"{name}: {{method: full}}")
-        registry.parse(arm["method"], "tune")
+            raise SettingsError(f"arm '{name}' names no method", fix=f"{name}: {{method: {plain[1]}}}")
+        registry.parse(arm["method"], room)
     made = {str(name): dict(arm) for name, arm in arms.items()}
-    if control not in made and control == "plain":
-        made = {control: {"method": PLAIN}, **made}
+    if control not in made and control == plain[0]:
+        made = {control: {"method": plain[1]}, **made}
     if control not in made:
         raise unknown("arm as control:", control, made, SettingsError)
-    if len(made) < 2:
+    if len(made) < 2 and not alone:
         raise SettingsError(f"'{control}' is the only arm", why="There is nothing to compare it with.")
     return {control: made[control], **made}
 
@@ -273,7 +293,8 @@ def _check_map(label_map: LabelMap | None, others: Sequence[Task]) -> None:
             raise unknown("task of label_map", name, [other.name for other in others], SettingsError)
 
 
-def _merged(training: TrainingSettings | Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
+def merged(training: TrainingSettings | Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Training settings with an arm's own over them, only what was given."""
     given = training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else dict(training or {})
     return {**given, **dict(own or {})}
 
@@ -347,11 +368,11 @@ def _lines(cells: Sequence[Cell], tasks: Sequence[Task], control: str, store: St
                 "steps": manifest.steps, "best_step": manifest.best_step, "seconds": manifest.seconds,
                 "failed": manifest.failed, "method": [record.model_dump() for record in manifest.methods],
                 "learning_rate": manifest.training.get("learning_rate"), "run": manifest.run,
-                "predictions": _predictions(entry, task),
+                "predictions": predictions(entry, task),
             }  # fmt: skip
 
 
-def _predictions(entry: Entry, task: Task) -> list[Any]:
+def predictions(entry: Entry, task: Task) -> list[Any]:
     """What the run answered to the test split: class numbers, tag numbers, numbers, or losses of responses."""
     path = entry.folder / PREDICTIONS_NAME
     if not path.is_file():
@@ -365,12 +386,14 @@ def _predictions(entry: Entry, task: Task) -> list[Any]:
     return [numbers[row["predicted"]] if numbers else row["predicted"] for row in rows]
 
 
-def _task_line(task: Task) -> dict[str, Any]:
+def task_line(task: Task) -> dict[str, Any]:
+    """A line of ``tasks.jsonl``: the names of the labels, and the gold labels of the test split."""
     gold = [list(row.label) if isinstance(row.label, tuple) else row.label for row in task.test]
     return {"task": task.name, "kind": task.kind, "metric": task.metric, "ref": task.ref, "content": task.content,
             "labels": list(task.label_names), "gold": gold}  # fmt: skip
 
 
-def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """A JSON object a line."""
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
     write_atomic(path, text.encode("utf-8", "surrogatepass"))

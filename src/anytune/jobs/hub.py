@@ -40,7 +40,7 @@ from anytune.models.base import load_base
 from anytune.models.delta_file import read_delta
 from anytune.models.finding import HUB_ID
 from anytune.models.fingerprint import fingerprint_folder
-from anytune.models.weights import INDEX_FILE, SINGLE_FILE
+from anytune.models.weights import HYPERPROMPT_TENSORS, INDEX_FILE, SINGLE_FILE
 from anytune.store import Entry, Store
 from anytune.store.entry import OWN_README, README, stored_as
 from anytune.store.folders import scratch_folder
@@ -373,7 +373,8 @@ def _adopt_model(place: Store, fetch: Fetcher, name: str) -> Entry:
             fix="ask its owner for model.safetensors",
         )
     if SINGLE_FILE in names:  # a second copy of the weights in shards, or in another format's folder, is left
-        names = [file for file in names if file == SINGLE_FILE or not file.endswith((".safetensors", INDEX_FILE))]
+        kept = (SINGLE_FILE, HYPERPROMPT_TENSORS)
+        names = [file for file in names if file in kept or not file.endswith((".safetensors", INDEX_FILE))]
     folder = fetch(names)
     return add_base(load_base(folder, name=name, ref=f"{fetch.target}@{fetch.sha}"), store=place, name=name)
 

@@ -99,6 +99,7 @@ def _model(
             )
         assert place is not None
         opened = base_of_delta(reference, place, base)
+        _refuse_prompted(opened)
         model, _ = load(reference, store=place, base=opened)
         if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
             raise DeltaError(
@@ -114,6 +115,7 @@ def _model(
             why="lm-eval asks for the words that come next, which only decoders and encoder-decoders predict.",
             fix="a base such as GPT-2, Llama or Qwen",
         )
+    _refuse_prompted(opened)
     model, fresh = opened.pretraining_model()
     if fresh:
         raise BaseError(
@@ -122,3 +124,13 @@ def _model(
             fix="the model's full folder",
         )
     return model, opened
+
+
+def _refuse_prompted(base: Base) -> None:
+    """A decoder's prompt would be written of the answers that lm-eval scores in the same pass."""
+    if base.hyperprompt is not None and base.anatomy.causal:
+        raise BaseError(
+            f"{base.name} writes a prompt of the text it is given, and lm-eval gives it the answers too",
+            why="The prompt stands in front of all words: the answers would be seen before they are asked for.",
+            fix="anytune evaluate, or a base without a hypernetwork",
+        )

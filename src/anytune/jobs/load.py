@@ -214,7 +214,8 @@ def merge(
     """Write base and delta as one plain transformers folder.
 
     ``AutoModelForSequenceClassification`` loads it, or the class of the delta's kind:
-    ``AutoModelForTokenClassification``, ``AutoModelForCausalLM``, ``AutoModelForSeq2SeqLM``.
+    ``AutoModelForTokenClassification``, ``AutoModelForCausalLM``, ``AutoModelForSeq2SeqLM``. On a base with a
+    hypernetwork that is the bare model: the two files beside it, which write its prompts, only anytune reads.
 
     Raises:
         StoreError: ``out`` exists or cannot be written.

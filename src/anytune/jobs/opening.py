@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from anytune.models.fingerprint import known_folders
 from anytune.store import Entry, Store
 
 DEFAULT_STORE = "anytune-store"
+WARMED_PREFIX = "warmed:"
 
 
 def open_store(store: Store | str | Path | None, create: bool = True) -> Store:
@@ -27,6 +28,8 @@ def open_store(store: Store | str | Path | None, create: bool = True) -> Store:
 def open_base(reference: Base | Entry | str | Path, store: Store | None = None) -> Base:
     """A base by ``sample:NAME``, a folder, the name or id of a base in the store, or a hub id.
 
+    ``warmed:NAME`` is a sample after a recorded warm-up on general text (:mod:`anytune.jobs.warm`), made once.
+
     Raises:
         BaseError: nothing of that name is a base; the message lists where was looked.
     """
@@ -35,6 +38,10 @@ def open_base(reference: Base | Entry | str | Path, store: Store | None = None) 
     if isinstance(reference, Entry):
         return load_base(reference.folder, resolve_sample=sample_folder)
     text = str(reference)
+    if text.startswith(WARMED_PREFIX):
+        from anytune.jobs.warm import warmed  # stands on pretrain, which stands on this
+
+        return warmed(text.removeprefix(WARMED_PREFIX))
     if store is not None and not text.startswith("sample:") and not Path(text).exists():
         try:
             found = store.get(text)
@@ -46,8 +53,11 @@ def open_base(reference: Base | Entry | str | Path, store: Store | None = None) 
     return load_base(reference, resolve_sample=sample_folder)
 
 
-def fitting(settings: TrainingSettings, base: Base) -> TrainingSettings:
+def fitting(settings: TrainingSettings, base: Base, asked: Collection[str] | None = None) -> TrainingSettings:
     """The settings with lengths the base can read: defaults are cut to its position table, given ones are checked.
+
+    Args:
+        asked: names of the settings that were asked for; by default all that were set.
 
     Raises:
         SettingsError: a length that was asked for is longer than the position table.
@@ -58,7 +68,7 @@ def fitting(settings: TrainingSettings, base: Base) -> TrainingSettings:
         wanted = getattr(settings, name)
         if limit is None or wanted <= limit:
             continue
-        if name in settings.model_fields_set:
+        if name in (settings.model_fields_set if asked is None else asked):
             raise SettingsError(
                 f"{name} = {wanted}, and base {base.name} reads at most {limit} tokens",
                 why="It has no positions beyond that.",

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from anytune.jobs.anytime import anytime_matrix
 from anytune.jobs.arms import compare_arms
 from anytune.jobs.forecast import PENDING, Forecast, standing_in
 from anytune.jobs.opening import open_base, open_store, open_task
@@ -137,6 +138,12 @@ class Planner:
         base, pending = self._base(given["base"])
         with standing_in() if pending else nullcontext():
             made: Any = compare_arms(**{**given, "base": base}, dry_run=True)
+        return list(made)
+
+    def _anytime(self, given: dict[str, Any]) -> list[Forecast]:
+        base, pending = self._base(given["base"])
+        with standing_in() if pending else nullcontext():
+            made: Any = anytime_matrix(**{**given, "base": base}, dry_run=True)
         return list(made)
 
     def _report(self, given: dict[str, Any]) -> list[Forecast]:

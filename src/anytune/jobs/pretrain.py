@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from anytune.data.batches import BlockBatches, heldout_batches
-from anytune.data.domains import Domain, load_stream
+from anytune.data.domains import Domain, joined, load_domains, load_stream
 from anytune.data.packing import Blocks, Objective, pack
 from anytune.data.samples import cache_folder
 from anytune.data.separation import overlap
@@ -26,17 +28,28 @@ from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import Runtime, derive_seed, make_runtime, seeded
 from anytune.engine.settings import TrainingSettings, decisive, total_steps, training_settings
 from anytune.engine.tracking import Tracking, tracking
-from anytune.errors import DataError, SettingsError
+from anytune.errors import DataError, SettingsError, StoreError
 from anytune.jobs.command import check_seeds, recipe_of
 from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run, unwritten
-from anytune.jobs.opening import fitting, open_base, open_domain, open_store, open_task
+from anytune.jobs.opening import fitting, open_base, open_store, open_task
 from anytune.jobs.resuming import Resume, RunIdentity, check_resume, insist, once
 from anytune.jobs.tune import Source
-from anytune.manifests import METRICS_NAME, BaseIdentity, DomainRecord, Manifest, Parent
+from anytune.manifests import (
+    METRICS_NAME,
+    BaseIdentity,
+    DomainRecord,
+    Manifest,
+    Parent,
+    caches_written,
+    digest,
+    load_json,
+    write_atomic,
+)
 from anytune.methods import registry
 from anytune.methods.objective import LanguageModelling
-from anytune.methods.protocol import Method, Run
+from anytune.methods.protocol import Method, Run, overrides
 from anytune.models.base import Base, save_base
+from anytune.models.carried import carried_digest, load_carried, save_carried
 from anytune.models.dropout import set_dropout
 from anytune.models.fingerprint import fingerprint_folder
 from anytune.models.probe import make_probe
@@ -89,7 +102,7 @@ def pretrain(
 
     Args:
         domains: text, JSONL, CSV or Parquet files, ``sample:NAME``, ``{"source": ..., "name": ...}``, or Domains, in
-            order.
+            order; with ``split_by`` a source of dated text is a domain for each period.
         names: names of the new bases, one per domain (default: ``BASE+DOMAIN``).
         watch: further domains whose held-out loss is measured before and after each stage.
         apart_from: tasks whose validation and test texts must not occur in the domains; near-duplicates are counted
@@ -113,17 +126,23 @@ def pretrain(
     place = open_store(store)
     current = open_base(base, place)
     sources = [domains] if isinstance(domains, str | Path | Domain | Mapping) else list(domains)
-    stream = load_stream([open_domain(source, **columns) for source in sources])
+    heard = stream = load_stream([domain for source in sources for domain in load_domains(source, **columns)])
+    flow = stream_of(registry.parse(method, "pretrain", current.anatomy.model_type))
+    if flow == "joint":
+        stream = (joined(heard),)
     check_seeds([seed])
     if names is not None and len(names) != len(stream):
         raise SettingsError(f"{len(names)} names for {len(stream)} domains", fix="one name per domain, or none")
     tasks = [open_task(task) for task in apart_from]
-    overlaps = {domain.name: count_overlap(domain, tasks) for domain in stream}
-    settings = fitting(training_settings(training, keep="last"), current)
+    overlaps = {domain.name: count_overlap(domain, tasks) for domain in heard}
+    settings = given = fitting(training_settings(training, keep="last"), current)
+    if flow == "joint" and settings.steps is not None:  # they count per domain, and the mixture gets them all
+        settings = settings.model_copy(update={"steps": settings.steps * len(heard)})
     tokenizer = current.tokenizer()
     objective = current.anatomy.objective
-    known = {domain.name: domain for domain in [*map(open_domain, watch), *stream]}
-    watched = [known[name] for name in dict.fromkeys([*(domain.name for domain in stream), *known])]
+    further = [domain for source in watch for domain in load_domains(source)]
+    known = {domain.name: domain for domain in [*further, *heard]}
+    watched = [known[name] for name in dict.fromkeys([*(domain.name for domain in heard), *known])]
     made: dict[str, PackedDomain] = {}
 
     def packed(domain: Domain) -> PackedDomain:
@@ -133,28 +152,48 @@ def pretrain(
         return made[domain.name]
 
     entries: list[Any] = []
+    first = current
     for number, domain in enumerate(stream):
+        parts = heard if flow == "joint" else (domain,)
         stage = _Stage(
-            base=current, domain=domain, watched=watched, packed=packed, settings=settings, seed=seed,
-            methods=registry.parse(method, "pretrain", current.anatomy.model_type), overlap=overlaps[domain.name],
+            base=current, domain=domain, parts=parts, watched=watched, packed=packed, settings=settings, seed=seed,
+            methods=registry.parse(method, "pretrain", current.anatomy.model_type),
+            overlap={part.name: overlaps[part.name] for part in parts},
             tracking=followed,
             name=names[number] if names else f"{current.name}+{domain.name}",
-            recipe=recipe_of("pretrain", base=current, domains=[domain], method=method, training=settings,
+            recipe=recipe_of("pretrain", base=current, domains=list(parts), method=method, training=given,
                              seed=seed, names=[names[number]] if names else None,
-                             watch=[one for one in watched if one is not domain],
+                             watch=[one for one in watched if not any(one is part for part in parts)],
                              apart_from=list(apart_from), **columns),
         )  # fmt: skip
         if dry_run:
-            made_before = number == 0 or entries[-1].state == "stored"
+            made_before = number == 0 or flow == "restart" or entries[-1].state == "stored"
             entries.append(stage.forecast(place, pending=not made_before))
             stored = entries[-1].state == "stored"
             renamed = current.identity.model_copy(update={"name": stage.name})
             current = open_base(entries[-1].place) if stored else replace(current, identity=renamed)
+            current = first if flow == "restart" else current
             continue
         entry = stage.run(place, reporter or Silent(), resume if number == 0 or resume == "never" else "auto")
         entries.append(entry)
-        current = open_base(entry)
+        current = first if flow == "restart" else open_base(entry)
     return entries
+
+
+def stream_of(methods: Sequence[Method]) -> str:
+    """How the stages of a stream follow each other: what the one method that says so wants, else "chain".
+
+    Raises:
+        SettingsError: two methods want different streams.
+    """
+    wanted = {method.stream: method.name for method in methods if method.stream != "chain"}
+    if len(wanted) > 1:
+        one, other = wanted.values()
+        raise SettingsError(
+            f"methods '{one}' and '{other}' cannot be combined: each orders the stream in its own way",
+            fix=f"--method {one}   or   --method {other}",
+        )
+    return next(iter(wanted), "chain")
 
 
 def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
@@ -165,8 +204,7 @@ def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
     """
     counts = {}
     for task in tasks:
-        held = [text for row in (*task.validation, *task.test) for text in (row.text, row.text_pair) if text]
-        counts[task.name] = overlap(domain.texts, held)
+        counts[task.name] = _overlap(domain, task)
         if counts[task.name]:
             raise DataError(
                 f"{counts[task.name]} texts of domain '{domain.name}' are also in the held-out part of task "
@@ -177,17 +215,32 @@ def count_overlap(domain: Domain, tasks: Sequence[Task]) -> dict[str, int]:
     return counts
 
 
+def _overlap(domain: Domain, task: Task) -> int:
+    """The count, kept by content: every stage of a stream asks for it, and comparing all texts takes seconds."""
+    kept = cache_folder() / "overlaps" / f"{digest(['near-duplicates', domain.content, task.content])[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(load_json(kept)["texts"])
+    held = [text for row in (*task.validation, *task.test) for text in (row.text, row.text_pair) if text]
+    found = overlap(domain.texts, held)
+    if caches_written():
+        with contextlib.suppress(StoreError):  # a cache that cannot be written is no reason to stop
+            write_atomic(kept, json.dumps({"texts": found}).encode())
+    return found
+
+
 @dataclass(kw_only=True)
 class _Stage:
     base: Base
     domain: Domain
+    #: the domains it is made of: itself, or all of a stream that are mixed
+    parts: Sequence[Domain]
     watched: Sequence[Domain]
     packed: Callable[[Domain], PackedDomain]
     methods: Sequence[Method]
     settings: TrainingSettings
     seed: int
     name: str
-    overlap: dict[str, int]
+    overlap: dict[str, dict[str, int]]
     recipe: dict[str, Any]
     tracking: Tracking | None = None
 
@@ -200,6 +253,9 @@ class _Stage:
             "training": {**decisive(self.settings), **runtime.decides()}, "seed": self.seed, "name": self.name,
             "watched": sorted(one.content for one in self.watched),
         }  # fmt: skip
+        carried = carried_digest(self.base.folder)
+        if carried is not None:
+            decides["carried"] = carried
         names = {
             "base": self.base.name, "domain": self.domain.name, "watched": ", ".join(one.name for one in self.watched)
         }  # fmt: skip
@@ -235,7 +291,12 @@ class _Stage:
             model = ready.model
             for method in reversed(self.methods):
                 model = method.finish(model, ready.run)
-        return runtime.first(lambda: self._keep(store, identity.key, model, result, runtime, work))
+            scores = result.curve[-1].scores
+            if any(overrides(method, "finish") for method in self.methods):  # it may leave other weights than the last
+                model.eval()
+                with torch.no_grad():
+                    scores = runtime.first(lambda: ready.arguments["evaluate"](model).scores)
+        return runtime.first(lambda: self._keep(store, identity.key, model, result, scores, runtime, work))
 
     @contextlib.contextmanager
     def _prepared(self, runtime: Runtime) -> Iterator[Prepared]:
@@ -264,11 +325,12 @@ class _Stage:
             return Evaluation(found, own, better=-own if own is not None else math.nan)
 
         with seeded(derive_seed(self.seed, "pretrain")):
-            model, _fresh = base.pretraining_model(derive_seed(self.seed, "head"))
+            model, fresh = base.pretraining_model(derive_seed(self.seed, "head"))
             if settings.dropout is not None:
                 set_dropout(model, settings.dropout)
-            run = Run(seed=derive_seed(self.seed, "method"), steps=steps, anatomy=base.anatomy, objective=objective,
-                      batches=batches, base=base, device=runtime.device)  # fmt: skip
+            run = Run(seed=derive_seed(self.seed, "method"), steps=steps, anatomy=base.anatomy, head_names=fresh,
+                      objective=objective, batches=batches, base=base, device=runtime.device,
+                      carried=load_carried(base.folder))  # fmt: skip
             for method in self.methods:
                 model = method.prepare(model, run)
             yield Prepared(model, run, {
@@ -287,23 +349,24 @@ class _Stage:
         return language_loss(model, objective, islice(batches, max(1, HELDOUT_BLOCKS // size)), runtime)
 
     def _keep(
-        self, store: Store, key: str, model: nn.Module, result: TrainingResult, runtime: Runtime, work: Path
-    ) -> Entry:
+        self, store: Store, key: str, model: nn.Module, result: TrainingResult,
+        found: Mapping[str, float | None], runtime: Runtime, work: Path,
+    ) -> Entry:  # fmt: skip
         base = self.base
         model = model.cpu()
-        first, last = result.curve[0], result.curve[-1]
         scores: dict[str, dict[str, float | None]] = {}
-        for prefix, point in (("before:heldout", first), ("heldout", last)):
-            for name, loss in point.scores.items():
+        for prefix, losses in (("before:heldout", result.curve[0].scores), ("heldout", found)):
+            for name, loss in losses.items():
                 perplexity = math.exp(loss) if loss is not None and loss < 700 else None
                 scores[f"{prefix}:{name}"] = {"loss": loss, "perplexity": perplexity}
-        record: DomainRecord = self.domain.record()
-        record.tokens, record.overlap = self.packed(self.domain).train.token_count, self.overlap
+        records: list[DomainRecord] = [part.record() for part in self.parts]
+        for record, part in zip(records, self.parts, strict=True):
+            record.tokens, record.overlap = self.packed(part).train.token_count, self.overlap[part.name]
         parents = (
             [Parent(id=base.manifest.id, role="base", name=base.name)] if base.manifest and base.manifest.id else []
         )
         manifest = Manifest(
-            kind="base", name=self.name, run=key, base=base.identity, parents=parents, domains=[record],
+            kind="base", name=self.name, run=key, base=base.identity, parents=parents, domains=records,
             methods=[registry.record(method) for method in self.methods],
             training={**self.settings.model_dump(), "learning_rate": self.settings.learning_rate or 5e-5,
                       "steps": result.steps},
@@ -319,6 +382,7 @@ class _Stage:
             manifest.base = BaseIdentity(
                 backbone=prints.backbone, config=prints.config, vocabulary=prints.vocabulary, name=self.name
             )
+            save_carried(folder, {method.name: method.carry_state() for method in self.methods})
             if (work / METRICS_NAME).exists():
                 shutil.copy(work / METRICS_NAME, folder / METRICS_NAME)
 

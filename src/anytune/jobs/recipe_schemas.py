@@ -176,6 +176,29 @@ class CompareRecipe(JobRecipe):
     fan_out: str = "processes"
 
 
+class AnytimeRecipe(JobRecipe):
+    """``job: anytime``; see :func:`anytune.jobs.anytime.anytime_matrix`."""
+
+    home = ("anytune.jobs.anytime", "anytime_matrix")
+    job: Literal["anytime"] = "anytime"
+    base: str
+    domains: list[dict[str, Any]]
+    arms: dict[str, Any]
+    out: str
+    control: str = "sequential"
+    store: str | None = None
+    orders: int | list[list[str]] | None = None
+    seeds: Seeds | None = None
+    runs: Literal["crossed", "paired"] = "crossed"
+    training: dict[str, Any] | None = None
+    tokens: Count | Literal["smallest"] | None = None
+    tuning: dict[str, Any] | None = None
+    cells: Literal["needed", "all"] = "needed"
+    metrics: list[str] | None = None
+    workers: int | None = None
+    fan_out: str = "processes"
+
+
 class ReportRecipe(JobRecipe):
     """``job: report``; see :func:`anytune.jobs.report.report`."""
 
@@ -184,6 +207,7 @@ class ReportRecipe(JobRecipe):
     store: str | None = None
     out: str | None = None
     figures: str | None = None
+    anytime: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
 JOBS: dict[str, type[JobRecipe]] = {
@@ -192,5 +216,6 @@ JOBS: dict[str, type[JobRecipe]] = {
     "recycle": RecycleRecipe,
     "evaluate": EvaluateRecipe,
     "compare": CompareRecipe,
+    "anytime": AnytimeRecipe,
     "report": ReportRecipe,
 }

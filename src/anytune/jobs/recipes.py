@@ -31,6 +31,7 @@ from anytune.errors import AnytuneError, SettingsError, nearest
 from anytune.jobs.recipe_files import RecipeText, read_recipe, with_overrides
 from anytune.jobs.recipe_schemas import (
     JOBS,
+    AnytimeRecipe,
     CompareRecipe,
     JobRecipe,
     PretrainRecipe,
@@ -52,13 +53,15 @@ FILE_KEYS = (
     "score_on",
     "probe_on",
     "domains",
+    "domain",
     "watch",
     "apart_from",
+    "anytime",
     "validation",
     "test",
     "source",
 )
-PLACES_TO_WRITE = ("store", "out", "figures", "log_dir")
+PLACES_TO_WRITE = ("store", "out", "figures", "log_dir", "anytime")
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
 
@@ -156,7 +159,7 @@ def _run_job(
     arguments = job.arguments()
     if store is not None:
         arguments["store"] = store
-    if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe | CompareRecipe):
+    if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe | CompareRecipe | AnytimeRecipe):
         arguments["reporter"] = reporter
     function = getattr(importlib.import_module(module), name)
     for key in ("base", "old_base"):
@@ -309,11 +312,32 @@ def _check_methods(job: JobRecipe, values: Mapping[str, Any], text: RecipeText, 
             check_arms(job.arms, job.control)
         except AnytuneError as problem:
             raise _at(problem, _where(text, place, "arms")) from None
+    if isinstance(job, AnytimeRecipe):
+        _check_anytime(job, text, place)
     for key, room in job.rooms.items():
         if values.get(key) is None:
             continue
         try:
             registry.parse(getattr(job, key), room)
+        except AnytuneError as problem:
+            raise _at(problem, _where(text, place, key)) from None
+
+
+def _check_anytime(job: AnytimeRecipe, text: RecipeText, place: tuple[str | int, ...]) -> None:
+    from anytune.evaluate.anytime import check_metrics
+    from anytune.jobs.anytime_design import check_anytime_arms, check_tuning
+
+    for arm in job.arms.values():
+        if isinstance(arm, Mapping):
+            _check_training(arm.get("training"), text, (*place, "arms"))
+    checks: list[tuple[str, Any]] = [
+        ("arms", lambda: check_anytime_arms(job.arms, job.control)),
+        ("tuning", lambda: check_tuning(job.tuning)),
+        ("metrics", lambda: check_metrics(job.metrics)),
+    ]
+    for key, check in checks:
+        try:
+            check()
         except AnytuneError as problem:
             raise _at(problem, _where(text, place, key)) from None
 

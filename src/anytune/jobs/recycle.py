@@ -89,7 +89,7 @@ def recycle(
     check_vocabulary(old, new)
     moved_delta = moved(entry, old, new)
     given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
-    settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new)
+    settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new, asked=given)
     tuned_by = _tune_methods(entry.manifest, tune, moved_delta)
     plans = []
     for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from anytune.jobs.anytime import read_anytime
 from anytune.jobs.opening import open_store
 from anytune.jobs.tune import Source
 from anytune.report import build
+from anytune.report.anytime_panel import Matrices
 from anytune.store import Store
 
 
 def report(
-    store: Store | Source | None = None, out: str | Path = "report.html", *, figures: str | Path | None = None
-) -> Path:
+    store: Store | Source | None = None, out: str | Path = "report.html", *, figures: str | Path | None = None,
+    anytime: Source | Sequence[Source] = (),
+) -> Path:  # fmt: skip
     """One self-contained HTML page from a store alone: lineage, curves, a table with the recipe behind each number.
 
     Args:
         out: the page; written over if it exists.
         figures: a folder for each figure as PNG, SVG and CSV (needs ``anytune[figures]``).
+        anytime: folders of anytime matrices (``out`` of :func:`anytune.jobs.anytime.anytime_matrix`) to show as well.
 
     Raises:
         StoreError: the store is missing or empty.
+        DataError: a folder of anytime matrices is missing or damaged.
     """
     place = open_store(store, create=False)
-    return build(place.folder, out, figures=figures)
+    folders = [anytime] if isinstance(anytime, str | Path) else list(anytime)
+    found = [read_anytime(folder) for folder in folders]
+    shown = [Matrices(one.folder.resolve().name, one.lines, one.stages) for one in found]
+    return build(place.folder, out, figures=figures, anytime=shown)

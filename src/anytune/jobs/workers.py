@@ -44,19 +44,36 @@ def chosen_workers(plans: Sequence[TuningPlan], call: Mapping[str, Any]) -> int:
         plans: the runs that are to be made.
         call: what would be sent to each process.
     """
-    if isinstance(call["base"], Base):
+    if len(plans) < 2 or plans[0].runtime().device.type != "cpu" or not may_spread(call):
         return 1
-    if len(plans) < 2 or launched()[1] > 1 or multiprocessing.current_process().daemon or not main_can_be_imported():
+    if sum(map(estimated_seconds, plans)) < WORTH_SECONDS:
         return 1
-    if plans[0].runtime().device.type != "cpu" or sum(map(estimated_seconds, plans)) < WORTH_SECONDS:
-        return 1
+    return that_fit(len(plans), plans[0].base.config)
+
+
+def may_spread(call: Mapping[str, Any]) -> bool:
+    """Whether this process may start others, and ``call`` can be sent to them."""
+    if isinstance(call["base"], Base) or launched()[1] > 1:
+        return False
+    if multiprocessing.current_process().daemon or not main_can_be_imported():
+        return False
     try:
         ForkingPickler.dumps(dict(call))  # what a process that is started is sent
     except Exception:  # an open thing that cannot be sent; then this process does the work
-        return 1
-    free, each = free_memory(), PROCESS_BYTES + 16 * _parameters(plans[0])
-    count = worker_count(len(plans))
+        return False
+    return True
+
+
+def that_fit(runs: int, config: Any) -> int:
+    """How many processes for so many runs of a model of this config: no more than there are cores and memory for."""
+    free, each = free_memory(), PROCESS_BYTES + 16 * _parameters(config)
+    count = worker_count(runs)
     return max(1, count if free is None else min(count, free // each))
+
+
+def pretraining_seconds(config: Any, tokens: float, steps: float) -> float:
+    """About how long pre-training on so many tokens in so many steps takes on one core."""
+    return steps * STEP_SECONDS + 6 * tokens * _block_weights(config) / OPERATIONS_PER_SECOND
 
 
 def estimated_seconds(plan: TuningPlan) -> float:
@@ -67,7 +84,7 @@ def estimated_seconds(plan: TuningPlan) -> float:
     trained = steps * settings.batch_size * settings.accumulation
     looks = steps // (settings.evaluate_every or max(1, math.ceil(steps / 10))) + 1
     read = looks * len(task.validation) + len(task.test)
-    operations = (6 * trained + 2 * read) * tokens * _block_weights(plan)
+    operations = (6 * trained + 2 * read) * tokens * _block_weights(plan.base.config)
     return steps * settings.accumulation * STEP_SECONDS + operations / OPERATIONS_PER_SECOND
 
 
@@ -78,16 +95,14 @@ def _tokens(plan: TuningPlan) -> float:
     return min(plan.settings.max_length, 2 + letters / 4)
 
 
-def _block_weights(plan: TuningPlan) -> int:
+def _block_weights(config: Any) -> int:
     """Weights of the blocks, 12 times layers times width squared."""
-    config = plan.base.config
     width, layers = (getattr(config, name, 0) or 0 for name in ("hidden_size", "num_hidden_layers"))
     return 12 * int(layers) * int(width) ** 2
 
 
-def _parameters(plan: TuningPlan) -> int:
-    config = plan.base.config
-    return _block_weights(plan) + int(getattr(config, "vocab_size", 0) or 0) * int(getattr(config, "hidden_size", 0))
+def _parameters(config: Any) -> int:
+    return _block_weights(config) + int(getattr(config, "vocab_size", 0) or 0) * int(getattr(config, "hidden_size", 0))
 
 
 def main_can_be_imported() -> bool:

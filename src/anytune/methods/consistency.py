@@ -7,7 +7,7 @@ items, and a frozen copy of the model that answers without gradients.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -100,6 +100,19 @@ def example_weights(batch: Batch, causal: bool, dtype: torch.dtype = torch.float
     return counts / counts.sum().clamp(min=1)
 
 
+def token_weights(batch: Batch, mask: Tensor, causal: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight of each token in a mean over items, ``[b, n]``: of its text, shared by the text's real tokens.
+
+    Args:
+        batch: with its labels.
+        mask: 1 for real tokens, ``[b, n]``.
+        causal: see ``example_weights``.
+        dtype: of the weights.
+    """
+    real = mask.to(dtype)
+    return example_weights(batch, causal, dtype)[:, None] * real / real.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 # ---------------------------------------------------------------------- noise
 
 
@@ -166,14 +179,24 @@ class FrozenCopy:
     Args:
         model: as ``prepare`` has it. A method that wraps the model must come before the one that copies it.
         owner: the method's name, for errors.
+        without: modules of the model that the copy does not need; it has none of their weights.
     """
 
-    def __init__(self, model: nn.Module, owner: str) -> None:
+    def __init__(self, model: nn.Module, owner: str, without: Sequence[nn.Module] = ()) -> None:
         self.owner = owner
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        left_out = {id(module): module for module in without}
+        copied = copy.deepcopy(model, dict(left_out))  # which takes them as they are ...
+        for module in list(copied.modules()):
+            for name, inner in list(module._modules.items()):
+                if id(inner) in left_out:  # ... so that they can be taken out
+                    del module._modules[name]
+        self.model = copied.requires_grad_(False).eval()
         self._placed = False
         #: what training changes, and so what a checkpoint has to hold
-        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        there = dict(self.model.named_parameters())
+        self._names = [
+            name for name, parameter in model.named_parameters() if parameter.requires_grad and name in there
+        ]
 
     @torch.no_grad()
     def follow(self, model: nn.Module, keep: float = 0.0) -> None:
@@ -227,3 +250,51 @@ class FrozenCopy:
         mine = dict(self.model.named_parameters())
         for name in self._names:
             mine[name].data = state[name].detach().clone().to(mine[name].device)
+
+
+class EarlierSelf:
+    """The model as it was when this was made, without a second copy: what is trained is kept, the rest is shared.
+
+    For models of which little is trained, such as adapters on a frozen base; not where weights are split up (FSDP2).
+
+    Args:
+        model: as ``prepare`` has it, its adapters in place.
+        owner: the method's name, for errors.
+    """
+
+    def __init__(self, model: nn.Module, owner: str) -> None:
+        self.owner = owner
+        self._kept = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
+
+    def place(self, model: nn.Module) -> None:
+        """Move what is kept to where the model computes.
+
+        Raises:
+            MethodError: a method wrapped the model since.
+        """
+        now = dict(model.named_parameters())
+        lost = next((name for name in self._kept if name not in now), None)
+        if lost is not None:
+            raise MethodError(
+                f"'{self.owner}' kept the trained weights before another method changed the model's parts",
+                why=f"The model no longer has {lost}.",
+                fix=f"the other method first:   --method OTHER --method {self.owner}",
+            )
+        self._kept = {name: kept.to(now[name].device, now[name].dtype) for name, kept in self._kept.items()}
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model has the earlier weights; those it has now stay untouched, and so do graphs of them."""
+        modules = dict(model.named_modules())
+        before: list[tuple[nn.Module, str, Any]] = []
+        try:
+            for name, kept in self._kept.items():
+                owner, _, own = name.rpartition(".")
+                before.append((modules[owner], own, modules[owner]._parameters[own]))
+                modules[owner]._parameters[own] = nn.Parameter(kept, requires_grad=False)
+            yield
+        finally:
+            for module, own, parameter in before:
+                module._parameters[own] = parameter

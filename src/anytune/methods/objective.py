@@ -23,15 +23,19 @@ from anytune.methods.protocol import Batch, Terms
 from anytune.methods.step import upcast
 from anytune.models.anatomy import Anatomy
 from anytune.models.answering import task_output
-from anytune.models.language_modelling import NO_LABEL, label_loss, labelled_logits
+from anytune.models.language_modelling import NO_LABEL, at_labels, label_loss, text_hidden
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Logits where there are labels: ``logits`` [items, outputs] beside ``labels`` [items]."""
+    """Logits where there are labels: ``logits`` [items, outputs] beside ``labels`` [items].
+
+    Of language modelling also ``hidden`` [b, n, width], what the head was computed from (see ``text_hidden``).
+    """
 
     logits: Tensor
     labels: Tensor
+    hidden: Tensor | None = None
 
     @cached_property
     def loss(self) -> Tensor:
@@ -94,7 +98,9 @@ class LanguageModelling:
 
     def forward(self, model: nn.Module, batch: Batch) -> Labelled:
         """Vocabulary logits and labels of the scored tokens; the output's ``.loss`` is in nats."""
-        return Labelled(*labelled_logits(model, batch, self.anatomy))
+        hidden = text_hidden(model, batch, self.anatomy)
+        chosen, labels = at_labels(hidden, batch, self.anatomy)
+        return Labelled(self.anatomy.pretraining_logits(model, chosen), labels, hidden)
 
     def terms(self, output: Labelled, batch: Batch) -> Terms:
         """``{"loss": mean over scored tokens}``."""

@@ -17,6 +17,7 @@ The loop calls them in this order (``engine/loop.py`` is this text as code)::
                 clip; optimizer.step()                  # calls what attach hung on the optimizer
                 method.after_step(model)
     model = method.finish(model, run)                   # unwrap, restore what was changed
+    method.carry_state()                                # pre-training: what the next domain needs
 
 Two rules keep methods composable and correct. All state lives in the method object, never in a module, a class or a
 global. And a loss term is a *mean over the items of its micro-batch* (examples, or scored tokens): the loop weights
@@ -37,7 +38,7 @@ every method's ``after_backward``, and not at all in a step that a gradient scal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from anytune.errors import MethodError
@@ -84,6 +85,8 @@ class Run:
     base: Base | None = None
     #: where training will compute; ``prepare`` gets the model before it is moved there
     device: device | None = None
+    #: pre-training: what this method's ``carry_state`` gave at the end of the stage before, by method name
+    carried: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def needed(self, what: str, method: Method) -> Any:
         """``objective``, ``batches``, ``base`` or ``device``, for a method that cannot do without.
@@ -125,6 +128,9 @@ class Method:
     varying: ClassVar[bool] = False
     #: True if it puts other weights in place between ``before_step`` and ``after_backward``: one method of a run can
     swaps: ClassVar[bool] = False
+    #: pre-training methods: "chain" goes on from the stage before, "restart" begins every stage at the first base,
+    #: "joint" makes one stage of all domains mixed
+    stream: ClassVar[Literal["chain", "restart", "joint"]] = "chain"
     #: training settings this method suggests (a recipe's own always win), for example {"learning_rate": 1e-3}
     suggests: ClassVar[Mapping[str, Any]] = {}
 
@@ -175,9 +181,24 @@ class Method:
     def after_step(self, model: nn.Module) -> None:
         """The optimizer has stepped."""
 
+    def figures(self) -> dict[str, float]:
+        """What the method says about itself at the moment, for the run's log: numbers by name, at every look.
+
+        Called in each process; what process 0 says is logged. It may wait for the device: looks are few.
+        """
+        return {}
+
     def finish(self, model: nn.Module, run: Run) -> nn.Module:
         """Take off what ``prepare`` put on; returns the model to evaluate and save."""
         return model
+
+    def carry_state(self) -> dict[str, Any]:
+        """What the next stage of a stream needs beside the weights (a Fisher matrix, a buffer): tensors and JSON.
+
+        Pre-training methods only. Called after ``finish``, on process 0; stored with the new base, and there for the
+        next stage as ``run.carried[name]``, so that next month's command goes on where this one ended.
+        """
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: tensors and JSON-able values."""

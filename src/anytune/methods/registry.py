@@ -150,6 +150,8 @@ def describe(name: str) -> list[Setting]:
             continue
         entry = schema.get(field.name, {})
         default = field.default if field.default is not dataclasses.MISSING else entry.get("default")
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         rows.append(Setting(field.name, str(field.type), default, str(entry.get("description", ""))))
     return rows
 

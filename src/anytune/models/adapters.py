@@ -28,6 +28,8 @@ from anytune.models import difference as arithmetic
 from anytune.models.adapter_config import harmless
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.finding import HUB_ID
+from anytune.models.layout import HYPERPROMPT
+from anytune.models.prompted import hyperprompt_of
 from anytune.models.weights import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -282,6 +284,8 @@ def make_lora(
     from peft import LoraConfig, get_peft_model
 
     chosen = targets if isinstance(targets, str) else list(targets or anatomy_of(model).lora_targets)
+    if isinstance(chosen, str) and hyperprompt_of(model) is not None:
+        settings.setdefault("exclude_modules", rf"{HYPERPROMPT}\..*")  # such targets may reach into it
     try:
         with compat.quiet_transformers(), compat.seeded(seed):
             config = LoraConfig(

@@ -17,6 +17,7 @@ __all__ = ["ANATOMIES", "Anatomy", "Parts", "Stack", "anatomy_of"]
 #: BERT's blocks, which RoBERTa and ELECTRA have too.
 _BERT_BLOCK: dict[str, Any] = {
     "word_embeddings": "embeddings.word_embeddings.weight",
+    "position_table": "embeddings.position_embeddings",
     "blocks": "encoder.layer",
     "attention": ("attention",),
     "feed_forward": ("intermediate", "output"),
@@ -57,6 +58,7 @@ _ROWS = (
         parts=("embeddings", "transformer"),
         word_embeddings="embeddings.word_embeddings.weight",
         embeddings=("embeddings",),
+        position_table="embeddings.position_embeddings",
         blocks="transformer.layer",
         attention=("attention",),
         feed_forward=("ffn",),
@@ -109,6 +111,7 @@ _ROWS = (
         parts=("wte", "wpe", "h", "ln_f"),
         word_embeddings="wte.weight",
         embeddings=("wte", "wpe"),
+        position_table="wpe",
         blocks="h",
         attention=("attn",),
         feed_forward=("mlp",),

@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from anytune import compat
-from anytune.errors import BaseError
-from anytune.manifests import MANIFEST_NAME, BaseIdentity, Manifest, read_manifest
+from anytune.errors import BaseError, SettingsError
+from anytune.manifests import MANIFEST_NAME, BaseIdentity, Manifest, read_manifest, write_atomic
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.finding import find_folder
 from anytune.models.fingerprint import TOKENIZER_FILES, VOCABULARY_FILES, fingerprint_folder, read_config
-from anytune.models.weights import SINGLE_FILE, StoredWeights, write_tensors
+from anytune.models.hyperprompt import HyperPrompt, HyperPromptConfig, hyperprompt_from, read_settings, reading_module
+from anytune.models.layout import HYPERPROMPT, is_hyperprompt
+from anytune.models.prompted import attach, hyperprompt_of
+from anytune.models.weights import HYPERPROMPT_SETTINGS, HYPERPROMPT_TENSORS, SINGLE_FILE, StoredWeights, write_tensors
 
 #: What weights may be stored as.
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -68,6 +71,8 @@ class Base:
     config: Any
     stored: StoredWeights
     manifest: Manifest | None = None
+    #: of a prompted base: the settings of its hypernetwork
+    hyperprompt: HyperPromptConfig | None = None
 
     @property
     def name(self) -> str:
@@ -81,9 +86,11 @@ class Base:
 
     @property
     def position_limit(self) -> int | None:
-        """The longest input in tokens, or None where the base states none."""
+        """The longest input in tokens, or None where the base states none; a prompt takes its places from it."""
         positions = getattr(self.config, self.anatomy.positions, None) if self.anatomy.positions else None
-        return positions - self.anatomy.position_offset if isinstance(positions, int) else None
+        if not isinstance(positions, int):
+            return None
+        return positions - self.anatomy.position_offset - (self.hyperprompt.length if self.hyperprompt else 0)
 
     def tokenizer(self) -> Any:
         """The base's tokenizer.
@@ -211,7 +218,7 @@ class Base:
         cls = self._class(self.anatomy.objective)
         with torch.device("meta"), compat.quiet_transformers():
             kept = {self.anatomy.canonical(name) for name in cls(copy.deepcopy(self.config)).state_dict()}
-        parts = self.anatomy.split(self.stored)
+        parts = self.anatomy.split(name for name in self.stored if not is_hyperprompt(name))
         names = {name: self._name_in_model(name, True) for name in (*parts.backbone, *parts.pretraining_head)}
         return {
             stored_as: self.stored[name]
@@ -250,7 +257,11 @@ class Base:
         warm = [] if with_pretraining_head else [name for name in parts.pretraining_head if anatomy.is_warm_head(name)]
         names = (*parts.backbone, *(parts.pretraining_head if with_pretraining_head else warm))
         # transformers makes parameters of these very tensors; each read of the file gives a copy of its own.
-        state = {self._name_in_model(name, with_pretraining_head): self._weight(name).to(dtype) for name in names}
+        state = {
+            self._name_in_model(name, with_pretraining_head): self._weight(name).to(dtype)
+            for name in names
+            if not is_hyperprompt(name)
+        }
         try:
             model, _ = compat.model_from_state(self._class(purpose), config, dict(state), dtype, seed)
         except (RuntimeError, ValueError, KeyError) as problem:
@@ -260,6 +271,8 @@ class Base:
                 fix="copy or download the folder again",
             ) from problem
         fresh = _names_without_a_source(model, set(state).difference(warm))
+        if self.hyperprompt is not None:
+            attach(model, self._stored_hyperprompt(model, self.hyperprompt, dtype), anatomy)
         lost = [name for name in fresh if anatomy.is_backbone(name) and not anatomy.is_pooler(name)]
         held = {anatomy.canonical(name) for name in model.state_dict()}
         unused = [
@@ -275,6 +288,21 @@ class Base:
                 fix="copy or download the folder again; its config.json must describe its weights",
             )
         return model.eval(), fresh
+
+    def _stored_hyperprompt(self, model: Any, config: HyperPromptConfig, dtype: torch.dtype) -> HyperPrompt:
+        tensors = {
+            name.removeprefix(f"{HYPERPROMPT}."): self._weight(name).to(dtype)
+            for name in self.stored
+            if is_hyperprompt(name)
+        }
+        try:
+            return hyperprompt_from(reading_module(model, self.anatomy), config, tensors, self.anatomy).to(dtype)
+        except SettingsError as problem:
+            raise BaseError(
+                f"the hypernetwork in {self.folder} does not fit its base: {problem.what}",
+                why=problem.why,
+                fix="copy or make the base again",
+            ) from problem
 
     def _weight(self, name: str) -> Tensor:
         """A weight as stored.
@@ -354,7 +382,9 @@ def load_base(
         name=name or (manifest.name if manifest else "") or found_name,
         ref=ref or found_ref or (manifest.base.ref if manifest else None),
     )
-    return Base(folder, identity, anatomy_of(config), config, StoredWeights(folder), manifest)
+    return Base(
+        folder, identity, anatomy_of(config), config, StoredWeights(folder), manifest, read_settings(folder)
+    )  # fmt: skip
 
 
 def save_base(
@@ -365,6 +395,8 @@ def save_base(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a plain transformers folder: config.json, model.safetensors and the tokenizer's files.
+
+    The hypernetwork of a prompted model goes into two files beside these, so transformers itself loads the bare base.
 
     Args:
         model: a pre-training model (or any transformers model). Tied tensors are stored once.
@@ -400,7 +432,9 @@ def save_base(
             why="Such a base answers nothing; training diverged.",
             fix="a lower learning rate",
         )
-    write_tensors(folder / SINGLE_FILE, cast, {"format": "pt"})
+    plain = {name: tensor for name, tensor in cast.items() if not is_hyperprompt(name)}
+    write_tensors(folder / SINGLE_FILE, plain, {"format": "pt"})
+    save_hyperprompt(model, folder, cast)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = dtype or model.dtype
@@ -413,6 +447,21 @@ def save_base(
         elif tokenizer is not None:
             tokenizer.save_pretrained(folder)
     _drop_path(folder / "config.json")
+
+
+def save_hyperprompt(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the hypernetwork of a prompted model beside the files of the bare one; nothing for a bare model.
+
+    Args:
+        model: gives the settings.
+        folder: where to.
+        state: the model's state dict; of it the hypernetwork's tensors are written.
+    """
+    hyperprompt = hyperprompt_of(model)
+    if hyperprompt is not None:
+        own = {name: tensor for name, tensor in state.items() if is_hyperprompt(name)}
+        write_tensors(folder / HYPERPROMPT_TENSORS, own, {"format": "pt"})
+        write_atomic(folder / HYPERPROMPT_SETTINGS, hyperprompt.config.to_json().encode())
 
 
 def _drop_path(file: Path) -> None:

@@ -23,6 +23,7 @@ from anytune.manifests import BaseIdentity
 from anytune.models import difference as arithmetic
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.delta_file import DELTA_FILE, DeltaContent, read_delta, write_delta
+from anytune.models.layout import is_hyperprompt
 
 __all__ = ["DELTA_FILE", "FullDelta"]
 
@@ -208,7 +209,7 @@ class FullDelta:
             elif name in self.difference and tuple(base_tensors[name].shape) != shape:
                 reasons.append(f"{name}: delta {list(shape)}, base {list(base_tensors[name].shape)}")
         unknown = [name for name in base_tensors if name not in self.body and self.anatomy.is_backbone(name)]
-        extra = [name for name in unknown if not self.anatomy.may_be_left_out(name)]
+        extra = [name for name in unknown if not self._left_alone(name)]
         reasons += [f"{name}: the delta knows none" for name in extra]
         if reasons:
             raise DeltaError(
@@ -216,6 +217,15 @@ class FullDelta:
                 why="A difference can only be added to a tensor of the same name and shape.",
                 fix="a base of the same architecture; for another one, tune again",
             )
+
+    def _left_alone(self, name: str) -> bool:
+        """Whether a base may hold a tensor this delta knows nothing of: it is then left as the base has it.
+
+        A delta of a bare base changes nothing about the hypernetwork that the base got later.
+        """
+        if is_hyperprompt(name):
+            return not any(is_hyperprompt(own) for own in self.body)
+        return self.anatomy.may_be_left_out(name)
 
     def _sum(self, name: str, base: Tensor, scale: float, exact: bool) -> Tensor:
         dtype = _dtype(self.body[name][0])
@@ -231,7 +241,12 @@ class FullDelta:
     def _names_in(self, state: Mapping[str, Tensor]) -> dict[str, str]:
         """Canonical -> state-dict name of the body of a model, every name and head shape checked."""
         state = without_tied_heads(state, self.anatomy)
-        names = _body_names(state, self.head, self.anatomy)
+        found = _body_names(state, self.head, self.anatomy)
+        names = {
+            bare: name
+            for bare, name in found.items()
+            if bare in self.body or not (is_hyperprompt(bare) and self._left_alone(bare))
+        }
         reasons = [f"{name}: not in the model" for name in self.head if name not in state]
         reasons += [
             f"{name}: delta {list(tensor.shape)}, model {list(state[name].shape)}"

@@ -5,8 +5,8 @@ Three hashes, because three different things can change:
 - ``backbone``: every learned tensor of the backbone under its canonical name, in its stored dtype. The same weights
   give the same hash whatever files hold them (one or many shards, with or without the class's prefix, with or without
   a pre-training or task head). A delta belongs to a backbone hash.
-- ``config``: the settings that change what the weights compute. The raw file also carries library versions and label
-  names, so it is no identity.
+- ``config``: the settings that change what the weights compute, those of a hypernetwork included. The raw file also
+  carries library versions and label names, so it is no identity.
 - ``vocabulary``: tokens with ids, merges, normaliser, pre-tokeniser, special tokens. Tokenizer files also carry
   truncation and padding state, which is no identity either.
 
@@ -33,7 +33,9 @@ from torch import Tensor
 from anytune.errors import AnytuneError, BaseError
 from anytune.manifests import PARTIAL_PREFIX, caches_written, digest, write_atomic
 from anytune.models.anatomy import Anatomy, anatomy_of
-from anytune.models.weights import INDEX_FILE, StoredWeights, read_json, weight_files
+from anytune.models.hyperprompt import HyperPromptConfig, read_settings
+from anytune.models.layout import HYPERPROMPT
+from anytune.models.weights import HYPERPROMPT_SETTINGS, INDEX_FILE, StoredWeights, read_json, weight_files
 
 CACHE_FORMAT = 1
 #: Files younger than this when they were hashed may change again within the clock's grain: their hash is not trusted.
@@ -111,10 +113,16 @@ def fingerprint_state(state: Mapping[str, Tensor], anatomy: Anatomy, leave_out: 
     return digest(hashes)
 
 
-def fingerprint_config(config: Any) -> str:
-    """The hash of the settings that change the function; ``config`` is a transformers config."""
+def fingerprint_config(config: Any, hyperprompt: HyperPromptConfig | None = None) -> str:
+    """The hash of the settings that change the function.
+
+    Args:
+        config: a transformers config.
+        hyperprompt: the settings of a prompted base's hypernetwork.
+    """
     values = config.to_dict()
-    return digest({key: values[key] for key in CONFIG_KEYS if values.get(key) is not None})
+    kept = {key: values[key] for key in CONFIG_KEYS if values.get(key) is not None}
+    return digest(kept if hyperprompt is None else {**kept, HYPERPROMPT: asdict(hyperprompt)})
 
 
 def fingerprint_vocabulary(tokenizer: Mapping[str, Any]) -> str:
@@ -221,7 +229,7 @@ def fingerprint_folder(folder: Path, cache: bool = True) -> Fingerprint:
     vocabulary = read_vocabulary(folder)
     found = Fingerprint(
         backbone=fingerprint_state(StoredWeights(folder), anatomy_of(config)),
-        config=fingerprint_config(config),
+        config=fingerprint_config(config, read_settings(folder)),
         vocabulary="" if vocabulary is None else fingerprint_vocabulary(vocabulary),
     )
     if cache and _stamp(folder) == stamp:
@@ -255,7 +263,8 @@ def cache_file() -> Path:
 def _stamp(folder: Path) -> list[list[Any]]:
     """Name, size, time and inode of every file that a fingerprint reads; JSON-able."""
     names = [path.name for path in weight_files(folder)]
-    names += [name for name in ("config.json", INDEX_FILE, *TOKENIZER_FILES) if (folder / name).is_file()]
+    others = ("config.json", HYPERPROMPT_SETTINGS, INDEX_FILE, *TOKENIZER_FILES)
+    names += [name for name in others if (folder / name).is_file()]
     stats = [(name, (folder / name).stat()) for name in names]
     return [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats]
 

@@ -22,6 +22,8 @@ from torch.nn import functional
 
 from anytune.errors import DataError
 from anytune.models.anatomy import Anatomy
+from anytune.models.hyperprompt import unscored_beginning
+from anytune.models.prompted import reading
 
 #: The label of a position that asks for nothing.
 NO_LABEL = -100
@@ -84,7 +86,7 @@ def causal_lm_loss(
 
     Args and returns as ``masked_lm_loss``; ``labels`` are not shifted by the caller.
     """
-    hidden = _hidden(model, batch, anatomy)
+    hidden = text_hidden(model, batch, anatomy)
     return label_loss(*_logits_at(model, hidden[:, :-1], batch["labels"][:, 1:], anatomy), reduction)
 
 
@@ -111,11 +113,34 @@ def labelled_logits(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> t
 
     The items stand row by row, from left to right; a decoder's logits of position t stand beside the label of t + 1.
     """
-    hidden = (_written if anatomy.encoder_decoder else _hidden)(model, batch, anatomy)
+    hidden, labels = labelled_hidden(model, batch, anatomy)
+    return anatomy.pretraining_logits(model, hidden), labels
+
+
+def labelled_hidden(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> tuple[Tensor, Tensor]:
+    """Last hidden states [items, width] where a label asks for a word, and those labels [items]; no logits yet."""
+    return at_labels(text_hidden(model, batch, anatomy), batch, anatomy)
+
+
+def text_hidden(model: Any, batch: Mapping[str, Any], anatomy: Anatomy) -> Tensor:
+    """Last hidden states [b, n, width] of the text's tokens; of an encoder-decoder, of what its decoder reads.
+
+    The hypernetwork of a prompted decoder reads no further than to the first label: a prompt made of the whole text
+    would tell what is asked for.
+    """
+    if anatomy.encoder_decoder:
+        return _written(model, batch, anatomy)
+    with reading(model, unscored_beginning(batch["labels"], NO_LABEL) if anatomy.causal else None):
+        return _hidden(model, batch, anatomy)
+
+
+def at_labels(hidden: Tensor, batch: Mapping[str, Any], anatomy: Anatomy) -> tuple[Tensor, Tensor]:
+    """Of ``text_hidden``'s [b, n, width] those [items, width] where a label asks for a word, and those labels."""
     labels = batch["labels"]
     if anatomy.causal:
         hidden, labels = hidden[:, :-1], labels[:, 1:]
-    return _logits_at(model, hidden, labels, anatomy)
+    chosen = labels != NO_LABEL
+    return hidden[chosen], labels[chosen]
 
 
 def label_loss(logits: Tensor, labels: Tensor, reduction: Literal["mean", "sum", "none"] = "mean") -> Tensor:

@@ -22,6 +22,13 @@ from anytune.errors import BaseError
 
 #: TensorFlow-era names of layer norms, still found in files.
 LEGACY_RENAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+#: what a hypernetwork (``hyperprompt``) is called in every class that has one: it belongs to the backbone
+HYPERPROMPT = "hyperprompt"
+
+
+def is_hyperprompt(name: str) -> bool:
+    """Whether a tensor belongs to the hypernetwork of a prompted base, its frozen encoder included."""
+    return name.startswith(f"{HYPERPROMPT}.")
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,8 @@ class Anatomy:
     positions: str | None = "max_position_embeddings"
     #: rows of the position table that hold no position (RoBERTa kinds count from their padding id + 1)
     position_offset: int = 0
+    #: path of the table of learned positions; None for kinds with rotary or relative positions only
+    position_table: str | None = None
     #: canonical name -> the canonical name it is tied to, inside the backbone
     tied: tuple[tuple[str, str], ...] = ()
     #: weights of linear layers are stored as [in, out]
@@ -120,6 +129,8 @@ class Anatomy:
 
     def canonical(self, name: str) -> str:
         """The one name of a tensor, whatever class wrote it; names outside the backbone only lose legacy spellings."""
+        if is_hyperprompt(name):
+            return name
         bare = name.removeprefix(f"{self.prefix}.")
         if bare.split(".", 1)[0] not in self.parts:
             bare = name
@@ -129,8 +140,11 @@ class Anatomy:
         return bare
 
     def is_backbone(self, name: str) -> bool:
-        """Whether a name (in any spelling) belongs to the backbone, made-up buffers and tied copies included."""
-        return self.canonical(name).split(".", 1)[0] in self.parts
+        """Whether a name (in any spelling) belongs to the backbone, made-up buffers and tied copies included.
+
+        So does a hypernetwork's: without its prompts the weights compute something else.
+        """
+        return is_hyperprompt(name) or self.canonical(name).split(".", 1)[0] in self.parts
 
     def is_ignored(self, name: str) -> bool:
         """Whether a name holds no weights of its own: position ids, masks, the second name of a tied tensor."""
@@ -179,6 +193,8 @@ class Anatomy:
             canonical: name in the bare backbone.
             pretraining: of the pre-training model, which for T5 kinds holds the backbone's parts itself.
         """
+        if is_hyperprompt(canonical):
+            return canonical
         prefix = self.pretraining_prefix if pretraining and self.pretraining_prefix is not None else self.prefix
         return f"{prefix}.{canonical}" if prefix else canonical
 

@@ -15,6 +15,8 @@ from anytune.errors import BaseError, StoreError
 from anytune.manifests import PARTIAL_PREFIX, load_json
 
 SINGLE_FILE = "model.safetensors"
+#: the weights and settings of the hypernetwork of a prompted base, beside those of the bare one
+HYPERPROMPT_TENSORS, HYPERPROMPT_SETTINGS = "hyperprompt.safetensors", "hyperprompt.json"
 INDEX_FILE = "model.safetensors.index.json"
 
 
@@ -34,12 +36,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in order.
+    """The safetensors files of a model folder, in order; a hypernetwork's comes last.
 
     Raises:
         BaseError: none is there (pickled weights are refused, with the command that converts them), or a shard is
-            missing.
+            missing, or one of a hypernetwork's two files.
     """
+    there = [name for name in (HYPERPROMPT_SETTINGS, HYPERPROMPT_TENSORS) if (folder / name).is_file()]
+    if len(there) == 1:
+        lacks = HYPERPROMPT_TENSORS if there == [HYPERPROMPT_SETTINGS] else HYPERPROMPT_SETTINGS
+        raise BaseError(
+            f"{folder} has {there[0]} and no {lacks}",
+            why="A prompted base needs both: without its hypernetwork it computes something else.",
+            fix=f"copy {lacks} as well (or delete {there[0]} to have the bare base)",
+        )
+    return _plain_weight_files(folder) + ([folder / HYPERPROMPT_TENSORS] if there else [])
+
+
+def _plain_weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE_FILE).is_file():
         return [folder / SINGLE_FILE]
     if (folder / INDEX_FILE).is_file():

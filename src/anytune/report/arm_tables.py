@@ -66,9 +66,9 @@ def summary(lines: Sequence[Line]) -> str:
         for arm in section.rows:
             cells = [cell for column in section.columns if (cell := section.cell(arm, column))]
             failed, runs = sum(cell.failed for cell in cells), sum(cell.n for cell in cells)
-            means = " ".join(_number(cell.mean) for cell in cells)
+            means = " ".join(number_text(cell.mean) for cell in cells)
             found = section.overall.get(arm) if many else _only(section, arm)
-            beside = f"  {_difference(found)}" if found else ""
+            beside = f"  {difference_text(found)}" if found else ""
             times = f"  cost {spent[arm]:.2f}" if arm in spent else ""
             said.append(f"  {arm}: {means}{beside}  failed {failed} of {runs}{times}")
     return "\n".join(said)
@@ -84,17 +84,17 @@ def _scores(section: Section) -> str:
         rows.append([arm, *(_cell(section.cell(arm, column)) for column in section.columns)])
     floors: list[Column] = [column for column in section.columns if column.floor is not None]
     if floors:
-        rows.append(["one answer", *(_number(column.floor) for column in section.columns)])
-    return _table(["arm", *(f"{column.name} ({column.metric})" for column in section.columns)], rows)
+        rows.append(["one answer", *(number_text(column.floor) for column in section.columns)])
+    return markdown_table(["arm", *(f"{column.name} ({column.metric})" for column in section.columns)], rows)
 
 
 def _differences(section: Section) -> str:
     arms = [arm for arm in section.rows if arm != section.control]
     rows = [
-        [arm, *(_difference(section.differences.get(column.name, {}).get(arm)) for column in section.columns)]
+        [arm, *(difference_text(section.differences.get(column.name, {}).get(arm)) for column in section.columns)]
         for arm in arms
     ]
-    return _table(["arm", *(column.name for column in section.columns)], rows)
+    return markdown_table(["arm", *(column.name for column in section.columns)], rows)
 
 
 def _over_all(section: Section, spent: dict[str, float]) -> str:
@@ -106,10 +106,10 @@ def _over_all(section: Section, spent: dict[str, float]) -> str:
         failed, runs = sum(cell.failed for _, cell in cells), sum(cell.n for _, cell in cells)
         spread = [one for column in section.differences.values() if (one := column.get(arm)) is not None]
         rows.append([
-            arm, _difference(found), _power(found), " / ".join(_number(cell.worst) for _, cell in cells),
+            arm, difference_text(found), power_text(found), " / ".join(number_text(cell.worst) for _, cell in cells),
             f"{failed} of {runs}", _spread(spread), f"{spent[arm]:.2f}" if arm in spent else "",
         ])  # fmt: skip
-    return _table(["arm", "all: difference", "could show", "worst run", "failed", "spread", "cost"], rows)
+    return markdown_table(["arm", "all: difference", "could show", "worst run", "failed", "spread", "cost"], rows)
 
 
 def _spread(found: Sequence[Against]) -> str:
@@ -126,10 +126,11 @@ def _cell(cell: Stability | None) -> str:
     if cell is None:
         return ""
     failed = f", {cell.failed} failed" if cell.failed else ""
-    return f"{_number(cell.mean)} +/- {_number(cell.sd)} ({cell.n}{failed})"
+    return f"{number_text(cell.mean)} +/- {number_text(cell.sd)} ({cell.n}{failed})"
 
 
-def _difference(found: Against | None) -> str:
+def difference_text(found: Against | None) -> str:
+    """Mean, interval, outcome and corrected p; empty for none."""
     if found is None:
         return ""
     one = found.difference
@@ -139,14 +140,17 @@ def _difference(found: Against | None) -> str:
     return f"{one.mean:+.2f} ({one.low:+.2f} to {one.high:+.2f}): {found.outcome}{no_worse} (p {found.p:.2g})"
 
 
-def _power(found: Against | None) -> str:
+def power_text(found: Against | None) -> str:
+    """The smallest true difference the runs could show; empty for none."""
     return "" if found is None or found.smallest is None else f"{found.smallest:.2f}"
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """Two decimals, or a dash."""
     return "-" if value is None else f"{value:.2f}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") or " " for cell in row) + " |" for row in lines) + "\n"

@@ -34,7 +34,7 @@ def write_figures(artefacts: Sequence[Artefact], folder: str | Path) -> list[Pat
         AnytuneError: matplotlib is not installed.
         StoreError: the folder cannot be written.
     """
-    figure_class = _matplotlib()
+    figure_class = matplotlib_figure()
     rows = compare(runs_of(artefacts))
     look = looks(row.arm for row in rows)
     cells: dict[tuple[tuple[str, str], str], list[Row]] = {}
@@ -51,7 +51,7 @@ def write_figures(artefacts: Sequence[Artefact], folder: str | Path) -> list[Pat
     return written
 
 
-def _matplotlib() -> Any:
+def matplotlib_figure() -> Any:
     """Matplotlib's Figure: used without pyplot, so no window system and no global state is touched."""
     try:
         from matplotlib.figure import Figure
@@ -73,8 +73,6 @@ def _free_name(text: str, names: set[str]) -> str:
 
 
 def _write(figure_class: Any, cell: Sequence[Row], series: Sequence[Series], axis: Axis, stem: Path) -> list[Path]:
-    from matplotlib import rc_context
-
     figure = figure_class(figsize=(6.4, 4.2), layout="constrained")
     plot = figure.add_subplot()
     for one in series:
@@ -82,26 +80,33 @@ def _write(figure_class: Any, cell: Sequence[Row], series: Sequence[Series], axi
     target = next((row.target for row in cell if row.target is not None), None)
     if target is not None:
         plot.axhline(target, color=COLOURS[1], linewidth=0.8)
-    plot.set_title(_plain(f"{cell[0].task} on {cell[0].base}"), loc="left", fontsize=11, fontweight="bold")
+    plot.set_title(plain_text(f"{cell[0].task} on {cell[0].base}"), loc="left", fontsize=11, fontweight="bold")
     plot.set_xlabel(f"training {axis}")
-    plot.set_ylabel(_plain(f"validation {cell[0].metric}"))
+    plot.set_ylabel(plain_text(f"validation {cell[0].metric}"))
     plot.spines[["top", "right"]].set_visible(False)
     plot.grid(axis="y", alpha=0.25)
     plot.legend(frameon=False, fontsize=9)
-    written = []
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        # no date and no random ids in the file: the same numbers give the same bytes
-        with rc_context({"svg.hashsalt": "anytune"}):
-            figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
-        written.append(stem.with_name(f"{stem.name}.{kind}"))
-        write_atomic(written[-1], buffer.getvalue())
+    written = save_figure(figure, stem)
     written.append(stem.with_name(f"{stem.name}.csv"))
     write_atomic(written[-1], numbers(series, axis).encode())
     return written
 
 
-def _plain(text: str) -> str:
+def save_figure(figure: Any, stem: Path) -> list[Path]:
+    """Write ``STEM.png`` and ``STEM.svg``, without date and random ids: the same numbers give the same bytes."""
+    from matplotlib import rc_context
+
+    written = []
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        with rc_context({"svg.hashsalt": "anytune"}):
+            figure.savefig(buffer, format=kind, dpi=160, metadata={"Date": None} if kind == "svg" else None)
+        written.append(stem.with_name(f"{stem.name}.{kind}"))
+        write_atomic(written[-1], buffer.getvalue())
+    return written
+
+
+def plain_text(text: str) -> str:
     """Names are shown as they are: a dollar sign in one must not start a formula."""
     return text.replace("$", r"\$")
 
@@ -109,7 +114,7 @@ def _plain(text: str) -> str:
 def _draw(plot: Any, series: Series) -> None:
     look: Look = series.look
     colour, shape = COLOURS[look.slot], MARKERS[look.shape]
-    label = _plain(series.label)
+    label = plain_text(series.label)
     if series.band is None:
         plot.axhline(series.level, color=colour, linestyle=":", linewidth=1.5)
         plot.plot([0], [series.level], marker=shape, color=colour, linestyle=":", label=label)

@@ -17,6 +17,7 @@ from anytune.evaluate import Artefact, Row, Run, compare, held_out, runs_of
 from anytune.evaluate.verdicts import summaries, told
 from anytune.manifests import write_atomic
 from anytune.report import panels, words
+from anytune.report.anytime_panel import Matrices, panel
 from anytune.report.arms import MEANING, looks, swatch
 from anytune.report.charts import Chart, chart
 from anytune.report.lineage import Node, lineage, nodes_of
@@ -30,13 +31,17 @@ ALONE_SHOWN = 3
 VERDICTS_SHOWN = 12
 
 
-def build(store: str | Path, out: str | Path = "report.html", *, figures: str | Path | None = None) -> Path:
+def build(
+    store: str | Path, out: str | Path = "report.html", *, figures: str | Path | None = None,
+    anytime: Sequence[Matrices] = (),
+) -> Path:  # fmt: skip
     """Write the page of a store, and (with ``figures``) every figure as PNG, SVG and CSV.
 
     Args:
         store: the store's folder; only its manifests are read.
         out: the HTML file; it appears whole or not at all. A folder gets a ``report.html``.
         figures: a folder for the figures' files, or None for the page alone.
+        anytime: anytime matrices to show as well; their figures go into folders named after them.
 
     Returns:
         Path of the page.
@@ -53,11 +58,18 @@ def build(store: str | Path, out: str | Path = "report.html", *, figures: str | 
         from anytune.report.figures import write_figures
 
         write_figures(artefacts, figures)
-    write_atomic(path, page(artefacts, problems, name=Path(store).resolve().name).encode())
+        for one in anytime:
+            from anytune.report.anytime_figures import write_anytime_figures
+
+            write_anytime_figures(one.lines, Path(figures) / one.name)
+    write_atomic(path, page(artefacts, problems, name=Path(store).resolve().name, anytime=anytime).encode())
     return path
 
 
-def page(artefacts: Sequence[Artefact], problems: Sequence[str] = (), *, name: str = "store") -> str:
+def page(
+    artefacts: Sequence[Artefact], problems: Sequence[str] = (), *, name: str = "store",
+    anytime: Sequence[Matrices] = (),
+) -> str:  # fmt: skip
     """The page as text. Pure: the same manifests give the same page."""
     artefacts = sorted(artefacts, key=lambda artefact: (artefact.manifest.created, artefact.manifest.id))
     runs = runs_of(artefacts)
@@ -84,6 +96,7 @@ def page(artefacts: Sequence[Artefact], problems: Sequence[str] = (), *, name: s
         sentences=told(rows),
         verdicts_shown=VERDICTS_SHOWN,
         overview=panels.overview(rows, look),
+        anytime=[panel(one) for one in anytime],
         lineage=lineage(artefacts, runs, look),
         arms=[{"name": arm, "swatch": swatch(one), "meaning": MEANING.get(arm, "")} for arm, one in look.items()],
         charts=charts_of(rows, nodes),

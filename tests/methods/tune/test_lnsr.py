@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from anytune.errors import MethodError
+from anytune.methods.consistency import token_weights
 from anytune.methods.objective import Classification
 from anytune.methods.protocol import Run
 from anytune.methods.registry import create
 from anytune.methods.step import StepModule
 from anytune.methods.tune import lnsr
-from anytune.methods.tune.lnsr import first_noisy, hidden_states, squared_change, token_weights
+from anytune.methods.tune.lnsr import first_noisy, hidden_states, squared_change
 from anytune.models.base import load_base
 from tests.methods.prepared import batch_of, prepared
 from tests.models.kinds import KINDS, VARIANTS, make_kind

@@ -32,20 +32,14 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn, optim
+from torch import nn, optim
 
-from anytune.methods.anchors import Anchors, Place
+from anytune.methods.anchors import Anchors, Place, pull
 from anytune.methods.of_base import check_names, split_groups, weights_of_base, with_gradient
 from anytune.methods.parts import local
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
 from anytune.methods.step import trainable
-
-
-def pull(weights: list[Tensor], anchors: list[Tensor], share: float) -> None:
-    """w <- w - share * (w - anchor), in place, for each weight; a share above 1 would overshoot and counts as 1."""
-    if weights:
-        torch._foreach_lerp_(weights, anchors, min(share, 1.0))
 
 
 @register

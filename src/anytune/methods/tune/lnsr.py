@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from anytune.errors import MethodError
-from anytune.methods.consistency import example_weights, noise_like
+from anytune.methods.consistency import noise_like, token_weights
 from anytune.methods.protocol import Batch, Method, Run, Terms
 from anytune.methods.registry import register
 from anytune.methods.step import upcast
@@ -64,19 +64,6 @@ def squared_change(clean: Tensor, noisy: Tensor, weights: Tensor) -> Tensor:
         weights: of each token, ``[b, n]``.
     """
     return ((upcast(noisy) - upcast(clean)).square().sum(dim=-1) * weights).sum()
-
-
-def token_weights(batch: Batch, mask: Tensor, causal: bool, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weight of each token in a mean over items, ``[b, n]``: of its text, shared by the text's real tokens.
-
-    Args:
-        batch: with its labels.
-        mask: 1 for real tokens, ``[b, n]``.
-        causal: see ``consistency.example_weights``.
-        dtype: of the weights.
-    """
-    real = mask.to(dtype)
-    return example_weights(batch, causal, dtype)[:, None] * real / real.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class Recording:
