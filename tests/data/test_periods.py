@@ -85,8 +85,12 @@ def sample(monkeypatch, raw=(), splits=None):
 
 
 def test_a_group_that_one_period_holds_out_is_trained_on_in_none(monkeypatch):
-    raw = [SimpleNamespace(text=f"text {place}", group=f"film {place % (30 if place < 90 else 17)}", date=f"{2016 + place // 90}")
-           for place in range(180)]  # fmt: skip
+    raw = [
+        SimpleNamespace(
+            text=f"text {place}", group=f"film {place % (30 if place < 90 else 17)}", date=f"{2016 + place // 90}"
+        )
+        for place in range(180)
+    ]  # fmt: skip
     sample(monkeypatch, raw)
     found = load_periods("sample:films", split_by="year", heldout_fraction=0.1)
     group = {row.text: row.group for row in raw}
