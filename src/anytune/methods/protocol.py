@@ -16,6 +16,7 @@ The loop calls them in this order (``engine/loop.py`` is this text as code)::
                 method.after_backward(model)            # gradients complete and reduced, before clipping
                 clip; optimizer.step()                  # calls what attach hung on the optimizer
                 method.after_step(model)
+                method.figures()                        # every few steps: what the method says of itself, for the log
     model = method.finish(model, run)                   # unwrap, restore what was changed
     method.carry_state()                                # pre-training: what the next domain needs
 

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from anytune.engine.checkpoints import join_state, split_state
 from anytune.errors import MethodError, SettingsError
 from anytune.methods import Run, create
 from anytune.methods.gradient_scores import add_squares, present_gradients
 from anytune.methods.mixing import mixed
 from anytune.methods.selection import exact_mask, share_count
 from anytune.methods.tune.dps import StageClock, selection_score
+from anytune.models.states import join_state, split_state
 from tests.methods.tune.subnetworks import MATRICES, STEPS, Net, Training, adamw, data, loss_of, same, sgd
 
 LENGTH = 4
