@@ -7,9 +7,12 @@ slows all of them. What is timed is a whole step: the methods' hooks, forward, b
 from __future__ import annotations
 
 import copy
+import json
+import platform
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +105,16 @@ def in_turn(arms: Sequence[Arm], cycle: int, cycles: int) -> list[dict[str, Any]
             "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "cycles": cycles,
         })  # fmt: skip
     return rows
+
+
+def write_results(folder: Path, name: str, found: Mapping[str, Any]) -> None:
+    """What was found and on what, as ``folder/name.json``."""
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version(),
+               "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
+    tell(f"written to {path}")
 
 
 def tell(text: str) -> None:

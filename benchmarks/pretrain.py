@@ -17,8 +17,6 @@ import argparse
 import contextlib
 import copy
 import gc
-import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +27,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from alternating import Arm, in_turn, now, tell, tell_times
+from alternating import Arm, in_turn, now, tell, tell_times, write_results
 from live_bytes import LiveBytes
 
 from anytune.data.batches import BlockBatches
@@ -192,12 +190,8 @@ def main() -> None:
             found["memory"] += count_arms(workload(model, "fp32"), arms)
         for precision in given.precisions if given.only in (None, "steps") else ():
             found["steps"] += time_arms(workload(model, precision), arms, given.cycles)
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version(),
-               "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}  # fmt: skip
-    given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / f"pretrain-{'-'.join(given.models)}{'-' + given.only if given.only else ''}.json"
-    path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
-    tell(f"written to {path}")
+    only = f"-{given.only}" if given.only else ""
+    write_results(given.out, f"pretrain-{'-'.join(given.models)}{only}", found)
 
 
 if __name__ == "__main__":

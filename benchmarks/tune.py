@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
-import platform
 import statistics
 import sys
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from alternating import Arm, in_turn, now, tell, tell_times
+from alternating import Arm, in_turn, now, tell, tell_times, write_results
 from live_bytes import LiveBytes
 
 from anytune.data.batches import ExampleBatches, encode_task
@@ -216,12 +214,8 @@ def main() -> None:
         for text in given.texts if given.only in (None, "steps") else ():
             for precision in given.precisions:
                 found["steps"] += time_arms(workload(model, text, precision), arms, given.cycles)
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "python": platform.python_version(),
-               "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}  # fmt: skip
-    given.out.mkdir(parents=True, exist_ok=True)
-    path = given.out / f"tune-{'-'.join(given.models)}{'-' + given.only if given.only else ''}.json"
-    path.write_text(json.dumps({"machine": machine, **found}, indent=1) + "\n")
-    tell(f"written to {path}")
+    only = f"-{given.only}" if given.only else ""
+    write_results(given.out, f"tune-{'-'.join(given.models)}{only}", found)
 
 
 if __name__ == "__main__":

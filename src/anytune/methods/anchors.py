@@ -54,9 +54,3 @@ class Anchors:
             self._values[name] = value if self.place == "cpu" else value.to(mine.device)
             self._split.add(name)
         return self._values[name].to(mine.device, mine.dtype, non_blocking=True)
-
-
-def pull(weights: list[Tensor], anchors: list[Tensor], share: float) -> None:
-    """w <- w - share * (w - anchor), in place, for each weight; a share above 1 would overshoot and counts as 1."""
-    if weights:
-        torch._foreach_lerp_(weights, anchors, min(share, 1.0))

@@ -252,6 +252,40 @@ class FrozenCopy:
             mine[name].data = state[name].detach().clone().to(mine[name].device)
 
 
+class MovingAverage(FrozenCopy):
+    """A moving average of the model's weights that begins at the model before the first step.
+
+    Args:
+        keep: share of the average that each step keeps.
+    """
+
+    def __init__(self, model: nn.Module, owner: str, keep: float) -> None:
+        super().__init__(model, owner)
+        self.keep = keep
+        self._begun = False
+
+    def before_step(self, model: nn.Module) -> None:
+        """Before the first step the average is the model, wherever it has been moved to."""
+        if not self._begun:
+            self.follow(model)
+            self._begun = True
+        self.place(model)
+
+    def after_step(self, model: nn.Module) -> None:
+        """The average moves a little towards the model."""
+        self.follow(model, self.keep)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average, once it has begun."""
+        return super().state_dict() if self._begun else {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back the average."""
+        if state:
+            super().load_state_dict(state)
+            self._begun = True
+
+
 class EarlierSelf:
     """The model as it was when this was made, without a second copy: what is trained is kept, the rest is shared.
 

@@ -5,7 +5,7 @@ import torch
 
 from anytune.errors import MethodError
 from anytune.methods import create
-from anytune.methods.anchors import pull
+from anytune.methods.springs import pull
 from anytune.methods.tune.l2sp import L2SP
 from tests.methods.tune.by_hand import RATE, InParts, Small, close, same, sgd, weights
 

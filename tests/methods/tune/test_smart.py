@@ -113,7 +113,7 @@ def test_the_average_survives_a_checkpoint(tiny_base):
     assert again.method.state_dict().keys() == {"average"}
     fresh = prepared(tiny_base, "tune/smart", **SETTINGS).method
     fresh.prepare(ready.base.task_model("classification", ("a", "b", "c"), 3)[0], ready.run)
-    assert fresh.state_dict() == {}
+    assert fresh.state_dict() == {"average": {}}
     fresh.load_state_dict(ready.method.state_dict())
     fresh.before_step(ready.model)  # does not begin anew
     for name, tensor in ready.method.state_dict()["average"].items():

@@ -36,7 +36,7 @@ from pydantic import Field
 from torch import Tensor, nn, optim
 
 from anytune.methods.anchors import Anchors
-from anytune.methods.consistency import FrozenCopy
+from anytune.methods.consistency import MovingAverage
 from anytune.methods.distillation import logit_distillation
 from anytune.methods.mixing import private_generator
 from anytune.methods.of_base import check_names
@@ -117,8 +117,7 @@ class CoTTA(Method):
             MethodError: no weight of the backbone is trained, or the base carries values for other weights.
         """
         self._plain: Any = run.needed("objective", self) if self.weight else None
-        self._average = FrozenCopy(model, self.name) if self.weight else None
-        self._begun = False
+        self._average = MovingAverage(model, self.name, self.momentum) if self.weight else None
         self._seed, self._step = run.seed, 0
         self._first: dict[str, Tensor] = {}
         self._names: list[str] = []
@@ -140,13 +139,9 @@ class CoTTA(Method):
             check_names(self._names, model, self)
 
     def before_step(self, model: nn.Module) -> None:
-        """Before the first step the average is the model, wherever it has been moved to."""
-        if self._average is None:
-            return
-        if not self._begun:
-            self._average.follow(model)
-            self._begun = True
-        self._average.place(model)
+        """Begin the average before the first step."""
+        if self._average is not None:
+            self._average.before_step(model)
 
     def objective(self, model: nn.Module, batch: Batch, output: Any, terms: Terms) -> Terms:
         """The plain terms and the consistency with the average model."""
@@ -161,7 +156,7 @@ class CoTTA(Method):
     def after_step(self, model: nn.Module) -> None:
         """The average moves towards the model; then a few of the model's entries are set back."""
         if self._average is not None:
-            self._average.follow(model, self.momentum)
+            self._average.after_step(model)
         if self.restore:
             weights = trainable(model)
             for index, name in enumerate(self._names):
@@ -179,12 +174,11 @@ class CoTTA(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps made, from which the draws follow, and the average once it has begun."""
-        average = {"average": self._average.state_dict()} if self._average is not None and self._begun else {}
+        average = {"average": self._average.state_dict()} if self._average is not None else {}
         return {"step": self._step, **average}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on at that step with that average."""
         self._step = int(state["step"])
-        if self._average is not None and "average" in state:
+        if self._average is not None:
             self._average.load_state_dict(state["average"])
-            self._begun = True

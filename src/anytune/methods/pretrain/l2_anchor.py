@@ -26,17 +26,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn, optim
 
-from anytune.methods.anchors import Anchors, Place, pull
-from anytune.methods.of_base import check_names, split_groups, with_gradient
+from anytune.methods.anchors import Place
+from anytune.methods.of_base import split_groups
 from anytune.methods.of_stream import backbone_weights, first_values
-from anytune.methods.parts import local
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
-from anytune.methods.step import trainable
+from anytune.methods.springs import Form, Spring
 
 
 @register
@@ -49,7 +47,7 @@ class L2Anchor(Method):
         Literal["stage", "first"], Field(description="drawn to the weights this stage or the whole stream began with")
     ] = "stage"
     form: Annotated[
-        Literal["decoupled", "penalty"],
+        Form,
         Field(
             description="decoupled = rate * strength beside the optimizer's update; penalty = added to the gradient"
         ),
@@ -66,57 +64,42 @@ class L2Anchor(Method):
         Raises:
             MethodError: no weight of the backbone is trained, or the base carries values for other weights.
         """
-        self._anchors = Anchors(self.anchor)
         self._first: dict[str, Tensor] = {}
-        self._pulled: set[str] = set()  # in this step
+        self._spring: Spring | None = None
         if self.strength:
             weights = backbone_weights(model, run, self)
             if self.to == "first":
                 self._first = first_values(run, self, weights)
-            self._anchors.take({name: self._first.get(name, weight) for name, weight in weights.items()})
-            self._names = set(weights)
+            anchors = {name: self._first.get(name, weight) for name, weight in weights.items()}
+            self._spring = Spring(anchors, self.strength, self.form, self.anchor)
         return model
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """No plain decay on what is drawn to its anchor."""
-        if not self.strength:
+        spring = self._spring
+        if spring is None:
             return groups
-        parts = split_groups(groups, lambda name, weight: name in self._anchors)
+        parts = split_groups(groups, lambda name, weight: name in spring)
         return [{**group, "weight_decay": 0.0} if drawn else group for drawn, group in parts]
 
     def attach(self, model: nn.Module, optimizer: optim.Optimizer) -> None:
-        """Hang the pull on the optimizer: there the weights are the true ones, whatever other methods put in place.
+        """Hang the pull on the optimizer.
 
         Raises:
             MethodError: the model was wrapped since, and its weights have other names.
         """
-        if not self.strength:
-            return
-        check_names(self._names, model, self)
-        if self.form == "decoupled":
-            optimizer.register_step_pre_hook(self._pull)
-
-    @torch.no_grad()
-    def _pull(self, optimizer: optim.Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            chosen = with_gradient(group, self._anchors, self._pulled)
-            anchors = [self._anchors.at(name, parameter) for name, parameter in chosen]
-            pull([local(parameter) for _, parameter in chosen], anchors, group["lr"] * self.strength)
-            self._pulled.update(name for name, _ in chosen)
+        if self._spring is not None:
+            self._spring.attach(model, optimizer, self)
 
     def before_step(self, model: nn.Module) -> None:
-        """Each weight is drawn back once in a step, also where a method makes the optimizer's step in parts."""
-        self._pulled = set()
+        """Nothing has been drawn back in this step."""
+        if self._spring is not None:
+            self._spring.before_step()
 
-    @torch.no_grad()
     def after_backward(self, model: nn.Module) -> None:
         """Add the penalty's gradient, in that form."""
-        if not self.strength or self.form != "penalty":
-            return
-        for name, parameter in trainable(model).items():
-            if name in self._anchors and parameter.grad is not None:
-                way = local(parameter) - self._anchors.at(name, parameter)
-                local(parameter.grad).add_(way, alpha=self.strength)
+        if self._spring is not None:
+            self._spring.after_backward(model)
 
     def carry_state(self) -> dict[str, Any]:
         """The weights the stream began with, where they are drawn to."""

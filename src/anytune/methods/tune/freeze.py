@@ -27,6 +27,7 @@ from pydantic import BeforeValidator, Field
 from torch import nn
 
 from anytune.errors import MethodError
+from anytune.methods.freezing import freeze, refuse_thawed
 from anytune.methods.heights import embedding_parameters
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
@@ -85,9 +86,7 @@ class Freeze(Method):
         """
         self._anatomy = run.anatomy
         frozen = frozen_parameters(model, run.anatomy, self.parts, self.blocks)
-        for parameter in model.parameters():
-            if id(parameter) in frozen:
-                parameter.requires_grad_(False)
+        freeze(model, frozen)
         return model
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -96,13 +95,5 @@ class Freeze(Method):
         Raises:
             MethodError: another method trains what this one froze.
         """
-        frozen = frozen_parameters(model, self._anatomy, self.parts, self.blocks)
-        for group in groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                if id(parameter) in frozen:
-                    raise MethodError(
-                        f"freeze froze {name}, and another method trains it",
-                        why="It came later and says itself what is trained.",
-                        fix="give that method before freeze: --method OTHER --method freeze",
-                    )
+        refuse_thawed(groups, frozen_parameters(model, self._anatomy, self.parts, self.blocks), self)
         return groups

@@ -28,18 +28,16 @@ back all the same. The default strength is ours and not tuned; try 1, 10 and 100
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from torch import nn, optim
 
-from anytune.methods.anchors import Anchors, Place, pull
-from anytune.methods.of_base import check_names, split_groups, weights_of_base, with_gradient
-from anytune.methods.parts import local
+from anytune.methods.anchors import Place
+from anytune.methods.of_base import split_groups, weights_of_base
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
-from anytune.methods.step import trainable
+from anytune.methods.springs import Form, Spring
 
 
 @register
@@ -49,7 +47,7 @@ class L2SP(Method):
 
     strength: Annotated[float, Field(ge=0, description="lambda: how strongly weights are drawn back; 0 = never")] = 1.0
     form: Annotated[
-        Literal["decoupled", "penalty"],
+        Form,
         Field(
             description="decoupled = rate * strength beside the optimizer's update; penalty = added to the gradient"
         ),
@@ -69,21 +67,20 @@ class L2SP(Method):
         Raises:
             MethodError: no weight of the base is trained.
         """
-        self._anchors = Anchors(self.anchor)
-        self._names: list[str] = []
-        self._pulled: set[str] = set()  # in this step
+        self._names: set[str] = set()
+        self._spring: Spring | None = None
         if self.strength or self.head_decay is not None:
             weights = weights_of_base(model, run, self)
-            self._names = list(weights)
-        if self.strength:
-            self._anchors.take(weights)
+            self._names = set(weights)
+            if self.strength:
+                self._spring = Spring(weights, self.strength, self.form, self.anchor)
         return model
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """No plain decay on what is drawn to its anchor; the head's own on its matrices."""
         if not self._names:
             return groups
-        base, made = set(self._names), []
+        base, made = self._names, []
         for part, group in split_groups(groups, lambda name, weight: (name in base, weight.ndim > 1)):
             if part[0] and self.strength:
                 group = {**group, "weight_decay": 0.0}
@@ -93,35 +90,20 @@ class L2SP(Method):
         return made
 
     def attach(self, model: nn.Module, optimizer: optim.Optimizer) -> None:
-        """Hang the pull on the optimizer: there the weights are the true ones, whatever other methods put in place.
+        """Hang the pull on the optimizer.
 
         Raises:
             MethodError: the model was wrapped since, and its weights have other names.
         """
-        if not self.strength:
-            return
-        check_names(self._names, model, self)
-        if self.form == "decoupled":
-            optimizer.register_step_pre_hook(self._pull)
-
-    @torch.no_grad()
-    def _pull(self, optimizer: optim.Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            chosen = with_gradient(group, self._anchors, self._pulled)
-            anchors = [self._anchors.at(name, parameter) for name, parameter in chosen]
-            pull([local(parameter) for _, parameter in chosen], anchors, group["lr"] * self.strength)
-            self._pulled.update(name for name, _ in chosen)
+        if self._spring is not None:
+            self._spring.attach(model, optimizer, self)
 
     def before_step(self, model: nn.Module) -> None:
-        """Each weight is drawn back once in a step, also where a method makes the optimizer's step in parts."""
-        self._pulled = set()
+        """Nothing has been drawn back in this step."""
+        if self._spring is not None:
+            self._spring.before_step()
 
-    @torch.no_grad()
     def after_backward(self, model: nn.Module) -> None:
         """Add the penalty's gradient, in that form."""
-        if not self.strength or self.form != "penalty":
-            return
-        for name, parameter in trainable(model).items():
-            if name in self._anchors and parameter.grad is not None:
-                way = local(parameter) - self._anchors.at(name, parameter)
-                local(parameter.grad).add_(way, alpha=self.strength)
+        if self._spring is not None:
+            self._spring.after_backward(model)

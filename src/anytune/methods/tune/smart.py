@@ -32,7 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anytune.methods.consistency import FrozenCopy, disagreement, noise_like, shifted_words
+from anytune.methods.consistency import MovingAverage, disagreement, noise_like, shifted_words
 from anytune.methods.protocol import Batch, Method, Run, Terms
 from anytune.methods.registry import register
 
@@ -80,18 +80,13 @@ class SMART(Method):
         """Copy the model, which the average begins at."""
         self._anatomy = run.anatomy
         self._plain: Any = run.needed("objective", self) if self.weight or self.bregman else None
-        self._average = FrozenCopy(model, self.name) if self.bregman else None
-        self._begun = False
+        self._average = MovingAverage(model, self.name, self.momentum) if self.bregman else None
         return model
 
     def before_step(self, model: nn.Module) -> None:
-        """Before the first step the average is the model, wherever it has been moved to."""
-        if self._average is None:
-            return
-        if not self._begun:
-            self._average.follow(model)
-            self._begun = True
-        self._average.place(model)
+        """Begin the average before the first step."""
+        if self._average is not None:
+            self._average.before_step(model)
 
     def objective(self, model: nn.Module, batch: Batch, output: Any, terms: Terms) -> Terms:
         """The plain terms, the adversarial divergence and the divergence from the average model."""
@@ -136,14 +131,13 @@ class SMART(Method):
     def after_step(self, model: nn.Module) -> None:
         """The average moves a little towards the model."""
         if self._average is not None:
-            self._average.follow(model, self.momentum)
+            self._average.after_step(model)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, once it has begun."""
-        return {"average": self._average.state_dict()} if self._average is not None and self._begun else {}
+        return {"average": self._average.state_dict()} if self._average is not None else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back the average."""
-        if self._average is not None and "average" in state:
+        if self._average is not None:
             self._average.load_state_dict(state["average"])
-            self._begun = True

@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import nn
 
 from anytune.errors import MethodError
+from anytune.methods.freezing import freeze, refuse_thawed
 from anytune.methods.heights import embedding_parameters
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
@@ -82,9 +83,7 @@ class TopKLayers(Method):
                 fix="embeddings=false   (or k=null)",
             )
         frozen = frozen_parameters(model, run.anatomy, self.k, self.embeddings)
-        for parameter in model.parameters():
-            if id(parameter) in frozen:
-                parameter.requires_grad_(False)
+        freeze(model, frozen)
         return model
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,13 +92,5 @@ class TopKLayers(Method):
         Raises:
             MethodError: another method trains what this one froze.
         """
-        frozen = frozen_parameters(model, self._anatomy, self.k, self.embeddings)
-        for group in groups:
-            for name, parameter in zip(group["names"], group["params"], strict=True):
-                if id(parameter) in frozen:
-                    raise MethodError(
-                        f"top_k_layers froze {name}, and another method trains it",
-                        why="It came later and says itself what is trained.",
-                        fix="give that method before top_k_layers: --method OTHER --method top_k_layers",
-                    )
+        refuse_thawed(groups, frozen_parameters(model, self._anatomy, self.k, self.embeddings), self)
         return groups
