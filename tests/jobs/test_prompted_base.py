@@ -17,7 +17,8 @@ from anytune.jobs.opening import open_base
 from anytune.jobs.tuning import load_delta
 from anytune.models.base import load_base, save_base
 from anytune.models.fingerprint import fingerprint_folder
-from anytune.models.hyperprompt import HyperPromptConfig, make_hyperprompt
+from anytune.models.hyperprompt import make_hyperprompt
+from anytune.models.hyperprompt_config import HyperPromptConfig
 from anytune.models.prompted import attach, given_prompt, hyperprompt_of
 from anytune.store import Store
 from tests.models.kinds import KINDS, make_kind

@@ -12,18 +12,17 @@ from torch import nn
 from anytune.errors import BaseError, SettingsError
 from anytune.models.anatomy import anatomy_of
 from anytune.models.hyperprompt import (
-    HyperPromptConfig,
     hyperprompt_from,
     make_hyperprompt,
     mixing_weights,
     mixture,
     pooled,
-    read_settings,
     readable_tokens,
     reading_module,
     unscored_beginning,
     word_table,
 )
+from anytune.models.hyperprompt_config import HyperPromptConfig, read_settings
 from tests.models.kinds import make_config, make_model
 
 VOCABULARY = 96

@@ -23,7 +23,8 @@ from anytune.manifests import MANIFEST_NAME, BaseIdentity, Manifest, read_manife
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.finding import find_folder
 from anytune.models.fingerprint import TOKENIZER_FILES, VOCABULARY_FILES, fingerprint_folder, read_config
-from anytune.models.hyperprompt import HyperPrompt, HyperPromptConfig, hyperprompt_from, read_settings, reading_module
+from anytune.models.hyperprompt import HyperPrompt, hyperprompt_from, reading_module
+from anytune.models.hyperprompt_config import HyperPromptConfig, read_settings
 from anytune.models.layout import HYPERPROMPT, is_hyperprompt
 from anytune.models.prompted import attach, hyperprompt_of
 from anytune.models.weights import HYPERPROMPT_SETTINGS, HYPERPROMPT_TENSORS, SINGLE_FILE, StoredWeights, write_tensors

@@ -33,7 +33,7 @@ from torch import Tensor
 from anytune.errors import AnytuneError, BaseError
 from anytune.manifests import PARTIAL_PREFIX, caches_written, digest, write_atomic
 from anytune.models.anatomy import Anatomy, anatomy_of
-from anytune.models.hyperprompt import HyperPromptConfig, read_settings
+from anytune.models.hyperprompt_config import HyperPromptConfig, read_settings
 from anytune.models.layout import HYPERPROMPT
 from anytune.models.weights import HYPERPROMPT_SETTINGS, INDEX_FILE, StoredWeights, read_json, weight_files
 

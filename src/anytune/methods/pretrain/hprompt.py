@@ -73,13 +73,8 @@ from anytune.methods.protocol import Batch, Method, Run, Terms
 from anytune.methods.registry import register
 from anytune.methods.step import upcast
 from anytune.models.anatomy import Anatomy
-from anytune.models.hyperprompt import (
-    HyperPrompt,
-    HyperPromptConfig,
-    make_hyperprompt,
-    mixture,
-    unscored_beginning,
-)
+from anytune.models.hyperprompt import HyperPrompt, make_hyperprompt, mixture, unscored_beginning
+from anytune.models.hyperprompt_config import HyperPromptConfig
 from anytune.models.language_modelling import NO_LABEL, at_labels, text_hidden
 from anytune.models.prompted import attach, given_prompt, hyperprompt_of, within_pass
 
