@@ -596,3 +596,15 @@ def test_the_log_of_a_run_holds_the_figures(tiny_base, tiny_domain, tmp_path):
     [looked] = [line for line in lines if line["kind"] == "train"]
     assert 1 <= looked["hprompt.components"] <= 32
     assert looked["hprompt.agreement"] > 0
+
+
+def test_blocks_that_leave_no_room_for_the_prompt_are_refused_before_anything_is_computed(
+    tiny_base, tiny_domain, tmp_path
+):
+    limit = load_base(tiny_base).position_limit
+    training = {"steps": 2, "block_size": limit, "batch_size": 4}
+    with pytest.raises(MethodError, match=f"blocks of {limit} tokens and a prompt of 10 places") as problem:
+        anytune.pretrain(tiny_base, [tiny_domain], method="hprompt", training=training, store=tmp_path / "s")
+    assert f"block_size={limit - 10}" in problem.value.fix
+    training["block_size"] = limit - 10
+    assert anytune.pretrain(tiny_base, [tiny_domain], method="hprompt", training=training, store=tmp_path / "s")

@@ -323,6 +323,7 @@ class HPrompt(Method):
         if present is None:
             # an adapter has changed the modules inside the model; what it reads through is the base
             source = run.needed("base", self) if hasattr(model, "peft_config") else model
+            self._check_room(run)
             attach(model, make_hyperprompt(source, self.config(), run.seed), run.anatomy)
             return
         wanted, has = self.config().resolved(model.config), present.config
@@ -334,6 +335,19 @@ class HPrompt(Method):
                 f"the settings say {getattr(wanted, other[0])}",
                 why="It is made in the first stage and only trained on in later ones.",
                 fix="--set " + " --set ".join(f"{name}={getattr(has, name)}" for name in other),
+            )
+
+    def _check_room(self, run: Run) -> None:
+        """The base's positions must hold a block and the prompt; said here, before anything is computed."""
+        limit = None if run.base is None else run.base.position_limit
+        size = getattr(getattr(run.batches, "blocks", None), "block_size", 0)
+        length = self.config().length
+        if limit is not None and size + length > limit:
+            fits = f"block_size={limit - length}" if limit - length > 7 else f"a base of more than {limit} positions"
+            raise MethodError(
+                f"hprompt: blocks of {size} tokens and a prompt of {length} places; the base has {limit} positions",
+                why="Every token and every place of the prompt has a position of its own.",
+                fix=f"{fits}   (or a shorter prompt: length={max(1, limit - size)})" if size < limit else fits,
             )
 
     def _copy(self, model: nn.Module, hyperprompt: HyperPrompt | None) -> FrozenCopy | EarlierSelf:
