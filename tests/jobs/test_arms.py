@@ -150,6 +150,15 @@ def test_a_run_that_diverged_is_in_every_number_and_named():
     assert "failed 1 of 6" in summary(lines)
 
 
+def test_floors_stand_below_the_arms():
+    lines = [line(arm, seed, 0.7, words=0.625) for arm in ("plain", "slow") for seed in range(2)]
+    [section] = sections(lines)
+    assert (section.columns[0].floor, section.columns[0].words) == (50.0, 62.5)
+    assert "| one answer | 50.00 |" in arm_tables(lines)
+    assert "| words alone | 62.50 |" in arm_tables(lines)
+    assert "words alone" not in arm_tables([line("plain", 0, 0.7), line("slow", 0, 0.7)])
+
+
 def test_errors_are_better_when_lower_and_are_not_mixed_with_points():
     lines = [line(arm, seed, 0.2 + 0.01 * seed - 0.1 * (arm == "slow"), metric="mse", floor=0.9)
              for arm in ("plain", "slow") for seed in range(8)]  # fmt: skip

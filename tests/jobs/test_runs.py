@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import anytune
 from anytune.data.tasks import Example, Task, load_task
 from anytune.errors import SettingsError
 from anytune.evaluate.scores import paired_difference
-from anytune.jobs.runs import floor_of
+from anytune.jobs import runs
+from anytune.jobs.runs import floor_of, words_floor
 from anytune.jobs.tune import PLAIN
 from anytune.store import Store
 from tests.conftest import tiny_rows, write_rows
@@ -89,6 +91,21 @@ def test_the_floor_is_the_score_of_one_answer(tmp_path):
         "t", "token-classification", "accuracy_tokens", sentences, (), sentences, ("O", "X"), (), "", None, ""
     )
     assert floor_of(tagged) == 5 / 8
+
+
+def test_words_alone_are_asked_where_a_text_has_one_label(tmp_path, tiny_task, monkeypatch):
+    task = load_task(tiny_task)
+    found = words_floor(task)
+    assert floor_of(task) < found <= 1
+    shuffled = tuple(replace(row, label=(row.label + 1) % len(task.label_names)) for row in task.train)
+    assert words_floor(replace(task, train=shuffled)) < found, "they are learnt from the training texts"
+    numbers = load_task(write_rows(tmp_path / "n.csv", [(t, f"{len(t) / 7:.3f}") for t, _ in tiny_rows(60)]),
+                        metric="mse")  # fmt: skip
+    assert words_floor(numbers) < floor_of(numbers), "a smaller error"
+    texts = load_task(write_rows(tmp_path / "g.csv", tiny_rows(), header=("prompt", "response")))
+    assert words_floor(texts) is None
+    monkeypatch.setattr(runs, "MOST_FOR_WORDS", 3)
+    assert words_floor(task) is None
 
 
 def test_the_command_prints_a_row_a_size_and_json_has_all_numbers(cli, tiny_base, tiny_task):

@@ -32,12 +32,14 @@ class Column:
         name: what a table calls it.
         arms: arm -> seed -> score in the unit of the reader; None for a run that diverged.
         floor: what always giving one answer scores; None where that is not asked or not known.
+        words: what words alone score (TF-IDF and ridge); None likewise.
     """
 
     name: str
     metric: str
     arms: Mapping[str, Arm]
     floor: float | None = None
+    words: float | None = None
 
     @property
     def higher(self) -> bool:
@@ -159,15 +161,18 @@ def _columns(
 
 
 def _test_columns(lines: Sequence[Line]) -> list[Column]:
-    floors: dict[str, list[float]] = {}
-    for line in lines:
-        if line.get("floor") is not None:
-            floors.setdefault(line["task"], []).append(line["floor"] * unit(line["metric"]))
+    floors, words = task_means(lines, "floor"), task_means(lines, "words")
     found = _columns(lines, lambda line: [(line["task"], line["metric"], line["test"])])
-    return [
-        Column(name, metric, arms, float(np.mean(floors[name])) if name in floors else None)
-        for name, (metric, arms) in found.items()
-    ]
+    return [Column(name, metric, arms, floors.get(name), words.get(name)) for name, (metric, arms) in found.items()]
+
+
+def task_means(lines: Iterable[Line], key: str) -> dict[str, float]:
+    """Task -> mean over its lines of a raw score, in the unit of the reader; tasks without one are left out."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        if line.get(key) is not None:
+            found.setdefault(line["task"], []).append(line[key] * unit(line["metric"]))
+    return {task: float(np.mean(values)) for task, values in found.items()}
 
 
 def _ood_columns(lines: Sequence[Line]) -> list[Column]:

@@ -30,7 +30,7 @@ from anytune.jobs.failures import failures_kept
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import open_base, open_store, open_task
 from anytune.jobs.run_all import forecast_all
-from anytune.jobs.runs import floor_of
+from anytune.jobs.runs import floor_of, words_floor
 from anytune.jobs.subsets import SubsetSeed
 from anytune.jobs.tune import PLAIN, Source, tune
 from anytune.jobs.tuning import PREDICTIONS_NAME, TuningPlan
@@ -349,16 +349,18 @@ def _steps(plan: TuningPlan) -> int:
 def _lines(cells: Sequence[Cell], tasks: Sequence[Task], control: str, store: Store) -> Iterator[dict[str, Any]]:
     there = {entry.manifest.run: entry for entry in store.find("delta")}
     floors: dict[str, float | None] = {}
+    words: dict[str, float | None] = {}
     for cell in cells:
         for plan in cell.plans:
             entry, task, manifest = there[_key(plan)], plan.task, there[_key(plan)].manifest
             if task.content not in floors:
-                floors[task.content] = floor_of(task)
+                floors[task.content], words[task.content] = floor_of(task), words_floor(task)
             probed = list(plan.extra.probed) if plan.extra else []
             yield {
                 "task": tasks[cell.task].name, "metric": task.metric, "size": cell.size, "train": len(task.train),
                 "arm": cell.arm, "control": control, "seed": plan.seed, "validation": entry.score("validation"),
                 "test": entry.score("test"), "floor": floors[task.content],
+                "words": words[task.content],
                 "ood": {one.name: entry.score(f"test:{one.name}", task.metric)
                         for one in (plan.extra.others if plan.extra else ())},
                 "probe": {one.name: entry.score(f"probe:{one.name}", one.metric) for one in probed},

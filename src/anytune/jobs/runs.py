@@ -13,8 +13,12 @@ from anytune.data.tasks import Task
 from anytune.evaluate.compare import unit
 from anytune.evaluate.scores import higher_is_better
 from anytune.evaluate.stability import Against, Arm, Stability, against_control, stability
+from anytune.evaluate.words import answers_by_words
 from anytune.metrics import score
 from anytune.store import Entry
+
+#: Training examples beyond which words alone are not asked: the ridge is solved over all pairs of them.
+MOST_FOR_WORDS = 4000
 
 
 class Runs(list[Entry]):
@@ -112,6 +116,30 @@ def floor_of(task: Task) -> float | None:
         label = Counter(row.label for row in task.train).most_common(1)[0][0]
         found = score(task.metric, [label] * len(task.test), [row.label for row in task.test], len(names))
     return found[task.metric]
+
+
+def words_floor(task: Task) -> float | None:
+    """The test score, in the task's metric, of words alone (:mod:`anytune.evaluate.words`).
+
+    None for kinds without one label a text, and for tasks so large that the answer would take minutes.
+    """
+    classes = len(task.label_names) if task.kind == "classification" else None
+    if task.kind not in ("classification", "regression") or len(task.train) > MOST_FOR_WORDS:
+        return None
+
+    def rated(predicted: Any, gold: Any) -> Mapping[str, float | None]:
+        return score(task.metric, list(predicted), list(gold), *(() if classes is None else (classes,)))
+
+    def better(predicted: np.ndarray, gold: np.ndarray) -> float:
+        value = rated(predicted.tolist(), gold.tolist())[task.metric]
+        return -np.inf if value is None else value if higher_is_better(task.metric) else -value
+
+    sides = [
+        ([f"{row.text} {row.text_pair or ''}" for row in rows], np.array([row.label for row in rows]))
+        for rows in (task.train, task.validation, task.test)
+    ]
+    predicted = answers_by_words(sides[0], sides[1], sides[2][0], classes=classes, better=better)
+    return rated(predicted.tolist(), sides[2][1].tolist())[task.metric]
 
 
 def _arm(entries: Sequence[Entry], scale: float) -> dict[int, float | None]:

@@ -17,6 +17,7 @@ from anytune.evaluate.anytime import (
     matrices,
     mean_matrix,
 )
+from anytune.evaluate.arms import task_means
 from anytune.report.arm_tables import difference_text, markdown_table, number_text, power_text
 
 Matrices = Mapping[str, Mapping[RunName, AccuracyMatrix]]
@@ -75,11 +76,28 @@ def anytime_tables(lines: Sequence[Line], stages: Sequence[Line]) -> str:
     ]
     for arm in arms:
         text += _matrices(arm, found[arm])
-    text += _losses(arms, stages)
+    text += [*_floors(lines), *_losses(arms, stages)]
     failed = failures([*stages, *lines])
     if failed:
         text += ["## Runs that diverged\n", *(f"* {what}" for what in failed), ""]
     return "\n".join(text)
+
+
+def _floors(lines: Sequence[Line]) -> list[str]:
+    """What needs no pre-training at all, by task: one answer, words alone, the base before the stream."""
+    first = [line for line in lines if line["arm"] is None]
+    rows = [
+        [what, *(number_text(found.get(name)) for name in lines_domains(lines))]
+        for what, found in (
+            ("one answer", task_means(lines, "floor")), ("words alone", task_means(lines, "words")),
+            ("row 0", task_means(first, "test")),
+        )
+        if found
+    ]  # fmt: skip
+    if not rows:
+        return []
+    note = "'Words alone' is a ridge classifier on TF-IDF of the same training texts."
+    return ["## Floors\n", note + "\n", markdown_table(["", *lines_domains(lines)], rows)]
 
 
 def summary(lines: Sequence[Line], stages: Sequence[Line]) -> str:

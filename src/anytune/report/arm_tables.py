@@ -85,6 +85,8 @@ def _scores(section: Section) -> str:
     floors: list[Column] = [column for column in section.columns if column.floor is not None]
     if floors:
         rows.append(["one answer", *(number_text(column.floor) for column in section.columns)])
+    if any(column.words is not None for column in section.columns):
+        rows.append(["words alone", *(number_text(column.words) for column in section.columns)])
     return markdown_table(["arm", *(f"{column.name} ({column.metric})" for column in section.columns)], rows)
 
 
