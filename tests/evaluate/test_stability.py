@@ -144,6 +144,43 @@ def test_the_hierarchical_bootstrap_against_a_naive_loop():
     assert hierarchical_difference([(arm([1.0]), arm([0.0]))]).outcome == "undecided"
 
 
+def test_several_scores_of_the_same_runs_are_one_observation_each():
+    draw = np.random.default_rng(5)
+    same = draw.normal(1, 1, 6)
+    zero = arm(np.zeros(6))
+    copies = [(arm(same), zero)] * 3
+    once, thrice = hierarchical_difference([(arm(same), zero)]), hierarchical_difference(copies, groups=["t"] * 3)
+    assert thrice.n == 6
+    assert (thrice.mean, thrice.p) == (pytest.approx(once.mean), once.p), "copies of a score add nothing"
+    assert thrice.low == pytest.approx(once.low, abs=0.15)
+    assert thrice.high == pytest.approx(once.high, abs=0.15)
+    assert hierarchical_difference(copies).p < thrice.p / 4, "taken for three tasks they would"
+    assert hierarchical_difference(copies, groups="abc") == hierarchical_difference(copies)
+
+
+def test_groups_against_a_naive_loop():
+    draw = np.random.default_rng(6)
+    tables = {"x": draw.normal((1, 3), 1, (6, 2)).T, "y": draw.normal(0, 1, (5, 1)).T}
+    tasks = [(arm(row), arm(np.zeros(row.size))) for table in tables.values() for row in table]
+    found = hierarchical_difference(tasks, groups=["x", "x", "y"])
+    assert found.n == 11
+    assert found.mean == pytest.approx(np.mean([table.mean() for table in tables.values()]))
+    loose, means = random.Random(0), []
+    for _ in range(4000):
+        total = 0.0
+        for _ in tables:
+            table = loose.choice(list(tables.values()))
+            rows = [loose.randrange(table.shape[0]) for _ in range(table.shape[0])]
+            runs = [loose.randrange(table.shape[1]) for _ in range(table.shape[1])]
+            total += table[np.ix_(rows, runs)].mean()
+        means.append(total / 2)
+    means.sort()
+    assert found.low == pytest.approx(means[100], abs=0.2)
+    assert found.high == pytest.approx(means[3899], abs=0.2)
+    lacking = [(arm([1.0, None]), arm([0.0, 0.0])), (arm([3.0, 9.0]), arm([0.0, 0.0]))]
+    assert hierarchical_difference(lacking, groups="xx").mean == 2.0, "a run counts where all its scores are there"
+
+
 def test_the_p_over_tasks_weighs_tasks_equally():
     """By hand, over all signs: |mean of the tasks' means| at least as large."""
     import itertools

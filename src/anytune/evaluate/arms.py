@@ -33,6 +33,7 @@ class Column:
         arms: arm -> seed -> score in the unit of the reader; None for a run that diverged.
         floor: what always giving one answer scores; None where that is not asked or not known.
         words: what words alone score (TF-IDF and ridge); None likewise.
+        source: the task whose runs are scored, where it is another: columns of one source are scores of the same runs.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Column:
     arms: Mapping[str, Arm]
     floor: float | None = None
     words: float | None = None
+    source: str | None = None
 
     @property
     def higher(self) -> bool:
@@ -101,6 +103,7 @@ class Section:
         return across_tasks(
             [column.signed() for column in self.columns], self.control,
             floors=[column.signed_floor for column in self.columns],
+            groups=[column.source or column.name for column in self.columns],
         )  # fmt: skip
 
 
@@ -179,7 +182,10 @@ def _ood_columns(lines: Sequence[Line]) -> list[Column]:
     def named(line: Line) -> list[tuple[str, str, Any]]:
         return [(f"{line['task']} -> {other}", line["metric"], value) for other, value in line["ood"].items()]
 
-    return [Column(name, metric, arms) for name, (metric, arms) in _columns(lines, named).items()]
+    return [
+        Column(name, metric, arms, source=name.partition(" -> ")[0])
+        for name, (metric, arms) in _columns(lines, named).items()
+    ]
 
 
 def _probe_columns(lines: Sequence[Line]) -> list[Column]:
@@ -197,5 +203,5 @@ def _probe_columns(lines: Sequence[Line]) -> list[Column]:
             for line in lines
             if line["task"] == task and other in line["probe_base"]
         }
-        made.append(Column(name, metric, {**arms, **({UNTOUCHED: base} if base else {})}))
+        made.append(Column(name, metric, {**arms, **({UNTOUCHED: base} if base else {})}, source=task))
     return made

@@ -85,8 +85,9 @@ def stability(arm: Arm, floor: float | None, *, higher: bool = True) -> Stabilit
 
 
 def hierarchical_difference(
-    tasks: Sequence[tuple[Arm, Arm]], *, level: float = LEVEL, resamples: int = 4000, seed: int = 0
-) -> Difference | None:
+    tasks: Sequence[tuple[Arm, Arm]], *, groups: Sequence[Any] = (), level: float = LEVEL, resamples: int = 4000,
+    seed: int = 0,
+) -> Difference | None:  # fmt: skip
     """Mean over tasks of the mean paired difference ``a - b``, with a bootstrap over tasks and over runs.
 
     Each draw takes as many tasks as there are, with replacement, and of each task taken as many of its paired runs as
@@ -95,10 +96,15 @@ def hierarchical_difference(
 
     Args:
         tasks: for each task the two arms; runs are paired by name.
+        groups: for each task what its runs are runs of; () for each its own. Tasks of one group are several scores of
+            the same runs (the other tasks that a tuned model is scored on): such runs are one observation each, their
+            mean over these tasks, and a draw takes the same runs for all of them. Runs that a task lacks are left out.
 
     Returns:
         ``n`` counts paired runs; None if there is none.
     """
+    if len(set(groups)) < len(groups):
+        return _grouped_difference(tasks, groups, level, resamples, seed)
     paired = [_paired(a, b) for a, b in tasks]
     paired = [one for one in paired if one.size]
     if not paired:
@@ -118,6 +124,40 @@ def hierarchical_difference(
     low, high = (float(value) for value in np.quantile(means.mean(axis=1), (tail, 1 - tail)))
     p = sign_flip(np.concatenate([one * runs / (len(paired) * one.size) for one in paired]))
     return Difference(runs, mean, low, high, p, _outcome(min(one.size for one in paired), low, high))
+
+
+def _grouped_difference(
+    tasks: Sequence[tuple[Arm, Arm]], groups: Sequence[Any], level: float, resamples: int, seed: int
+) -> Difference | None:
+    members: dict[Any, list[dict[Any, float]]] = {}
+    for (a, b), group in zip(tasks, groups, strict=True):
+        pairs = {run: (number(a[run]), number(b[run])) for run in a.keys() & b.keys()}
+        found = {run: x - y for run, (x, y) in pairs.items() if x is not None and y is not None}
+        if found:
+            members.setdefault(group, []).append(found)
+    matrices = []
+    for own in members.values():
+        runs = sorted(set.intersection(*(set(one) for one in own)), key=str)
+        if runs:
+            matrices.append(np.array([[one[run] for run in runs] for one in own]))  # [tasks, runs]
+    if not matrices:
+        return None
+    count = sum(one.shape[1] for one in matrices)
+    mean = float(np.mean([one.mean() for one in matrices]))
+    if count == 1:
+        return Difference(1, mean, None, None, 1.0, "undecided")
+    draw = np.random.default_rng(seed)
+    taken = draw.integers(0, len(matrices), (resamples, len(matrices)))
+    means = np.empty(taken.shape)
+    for place, one in enumerate(matrices):
+        wanted = int((taken == place).sum())
+        rows, runs_ = (draw.multinomial(size, np.full(size, 1 / size), size=wanted) / size for size in one.shape)
+        means[taken == place] = np.einsum("kt,tr,kr->k", rows, one, runs_)
+    tail = (1 - level) / 2
+    low, high = (float(value) for value in np.quantile(means.mean(axis=1), (tail, 1 - tail)))
+    flipped = [one.mean(axis=0) * count / (len(matrices) * one.shape[1]) for one in matrices]
+    outcome = _outcome(min(one.shape[1] for one in matrices), low, high)
+    return Difference(count, mean, low, high, sign_flip(np.concatenate(flipped)), outcome)
 
 
 def _paired(a: Arm, b: Arm) -> np.ndarray:
@@ -194,21 +234,25 @@ def against_control(
 
 
 def across_tasks(
-    tasks: Sequence[Mapping[str, Arm]], control: str, *, floors: Sequence[float | None] = (), level: float = LEVEL
-) -> dict[str, Against]:
+    tasks: Sequence[Mapping[str, Arm]], control: str, *, floors: Sequence[float | None] = (),
+    groups: Sequence[Any] = (), level: float = LEVEL,
+) -> dict[str, Against]:  # fmt: skip
     """Every other arm against ``control`` over several tasks (:func:`hierarchical_difference`).
 
-    An arm counts with the tasks that it and the control were both run on.
+    An arm counts with the tasks that it and the control were both run on. ``groups`` says which tasks are scores of
+    the same runs.
     """
     floors = floors or [None] * len(tasks)
+    keys = groups or range(len(tasks))
     scores = [
         {name: counted(arm, floor) for name, arm in arms.items()} for arms, floor in zip(tasks, floors, strict=True)
     ]
     names = dict.fromkeys(name for arms in tasks for name in arms if name != control)
     found = {}
     for name in names:
-        pairs = [(arms[name], arms[control]) for arms in scores if name in arms and control in arms]
-        difference = hierarchical_difference(pairs, level=level)
+        both = [place for place, arms in enumerate(scores) if name in arms and control in arms]
+        pairs = [(scores[place][name], scores[place][control]) for place in both]
+        difference = hierarchical_difference(pairs, groups=[keys[place] for place in both], level=level)
         if difference is not None:
             found[name] = difference
     decided = decide(found, level)

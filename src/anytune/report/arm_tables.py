@@ -33,8 +33,9 @@ def arm_tables(lines: Sequence[Line]) -> str:
         f"# {len({line['arm'] for line in lines})} arms against '{control}'\n",
         f"Scores are {', '.join(metrics)} on test in {points}, of the weights that validation chose: mean +/- sample "
         "standard deviation over runs. Differences are arm minus control, paired by seed, above 0 is better, with a "
-        "95 % bootstrap interval; 'all' resamples tasks and runs. A word (higher, lower, undecided) needs an interval "
-        "without 0 and a sign-flip p below 0.05 after Holm's correction over the arms. 'No worse': the interval's "
+        "95 % bootstrap interval; 'all' resamples tasks and runs (a run scored on several other tasks is one run). A "
+        "word (higher, lower, undecided) needs an interval without 0 and a sign-flip p below 0.05 after Holm's "
+        "correction over the arms. 'No worse': the interval's "
         "lower end is above -0.5. 'Could show': the smallest true difference with an 80 % chance to be shown. "
         "Failed: diverged, or not above the score of always giving the commonest training answer, with which a "
         "diverged run is counted. Spread: Brown-Forsythe against the control, column by column, not corrected. "
