@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from anytune.errors import MethodError
+from anytune.methods.consistency import example_weights, token_weights
+from anytune.methods.protocol import Batch
 from anytune.methods.step import upcast
 
+Rows = Literal["token", "text"]
 Agreement = Literal["cosine", "mse"]
 Disagreement = Literal["cos2", "abs", "dot", "gram", "coda"]
 #: below this a vector has no direction
@@ -43,6 +46,23 @@ def pooled_rows(hidden: Tensor, mask: Tensor) -> Tensor:
     real = mask.to(hidden.dtype)[..., None]
     # a padded position may hold anything, NaN included
     return torch.where(real > 0, hidden, 0.0).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+
+
+def vectors_of(hidden: Tensor, mask: Tensor, batch: Batch, per: Rows, causal: bool) -> tuple[Tensor, Tensor]:
+    """Rows to compare [m, width] and their weights [m], which add up to one: of real tokens, or of texts.
+
+    Args:
+        hidden: [b, n, width].
+        mask: 1 for real tokens, [b, n].
+        batch: whose labels say what each text weighs in a mean over items.
+        per: "token" or "text" (its mean over real tokens).
+        causal: see ``consistency.example_weights``.
+    """
+    dtype = upcast(hidden).dtype
+    if per == "text":
+        return pooled_rows(hidden, mask), example_weights(batch, causal, dtype)
+    real = mask.bool()
+    return hidden[real], token_weights(batch, mask, causal, dtype)[real]
 
 
 def centred(vectors: Tensor, weights: Tensor | None = None) -> Tensor:

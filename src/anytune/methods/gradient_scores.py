@@ -6,12 +6,14 @@ point. Sums are kept in fp32 or wider: in half precision they stop growing after
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from anytune.methods.parts import local
+from anytune.methods.step import upcast
 
 
 def present_gradients(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -35,3 +37,17 @@ def add_squares(sums: dict[str, Tensor], gradients: Mapping[str, Tensor]) -> Non
     if old:
         values = [gradients[name] for name in old]
         torch._foreach_addcmul_([sums[name] for name in old], values, values)
+
+
+def gradient_norms(terms: Mapping[str, Tensor], weights: list[Tensor]) -> dict[str, float]:
+    """The length of each loss term's gradient over ``weights``; the graph stays for the backward pass to come.
+
+    Whether two terms have weights that go together is read off here: a term whose gradient is a thousandth of
+    another's does nothing.
+    """
+    norms = {}
+    for name, term in terms.items():
+        found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+        squares = [float(upcast(one).square().sum()) for one in found if one is not None]
+        norms[name] = math.sqrt(sum(squares))
+    return norms

@@ -13,8 +13,10 @@ from anytune.engine import method_groups
 from anytune.errors import MethodError, SettingsError
 from anytune.manifests import METRICS_NAME
 from anytune.methods import registry
+from anytune.methods.agreement import vectors_of
 from anytune.methods.consistency import FrozenCopy
-from anytune.methods.pretrain.hprompt import HPrompt, gradient_norms, vectors_of, without_first_labels
+from anytune.methods.gradient_scores import gradient_norms
+from anytune.methods.pretrain.hprompt import HPrompt, without_first_labels
 from anytune.methods.protocol import Run
 from anytune.methods.step import StepModule, total
 from anytune.models.base import load_base

@@ -31,7 +31,7 @@ from pydantic import Field
 from torch import nn
 
 from anytune.methods.anchors import Anchors
-from anytune.methods.consistency import FrozenCopy
+from anytune.methods.consistency import MovingAverage
 from anytune.methods.of_base import weights_of_base
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
@@ -65,23 +65,28 @@ class Averaging(Method):
         """
         self._stages = int(run.carried.get(self.name, {}).get("stages", 0))
         self._anchors: Anchors | None = None
-        self._moving: FrozenCopy | None = None
+        self._moving: MovingAverage | None = None
         self._averaged: list[str] = []
         if self.form == "start" and self.share == 1.0:
             return model
         weights = weights_of_base(model, run, self)
         self._averaged = list(weights)
         if self.form == "steps":
-            self._moving = FrozenCopy(model, self.name)
+            self._moving = MovingAverage(model, self.name, self.decay)
         else:
             self._anchors = Anchors("cpu")
             self._anchors.take({name: weight.cpu() for name, weight in weights.items()})
         return model
 
+    def before_step(self, model: nn.Module) -> None:
+        """Begin the moving average before the first step."""
+        if self._moving is not None:
+            self._moving.before_step(model)
+
     def after_step(self, model: nn.Module) -> None:
         """The moving average follows."""
         if self._moving is not None:
-            self._moving.follow(model, self.decay)
+            self._moving.after_step(model)
 
     @torch.no_grad()
     def finish(self, model: nn.Module, run: Run) -> nn.Module:

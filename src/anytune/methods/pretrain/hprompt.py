@@ -56,15 +56,16 @@ from anytune.errors import MethodError
 from anytune.methods.agreement import (
     Agreement,
     Disagreement,
+    Rows,
     agreement,
     centred,
     disagreement,
     effective_number,
-    pooled_rows,
     unit,
+    vectors_of,
     weight_entropy,
 )
-from anytune.methods.consistency import EarlierSelf, FrozenCopy, example_weights, token_weights
+from anytune.methods.consistency import EarlierSelf, FrozenCopy
 from anytune.methods.distillation import logit_distillation
 from anytune.methods.objective import Labelled
 from anytune.methods.of_base import split_groups
@@ -78,7 +79,6 @@ from anytune.models.hyperprompt_config import HyperPromptConfig
 from anytune.models.language_modelling import NO_LABEL, at_labels, text_hidden
 from anytune.models.prompted import attach, given_prompt, hyperprompt_of, within_pass
 
-Rows = Literal["token", "text"]
 Prompt = Tensor | Literal["none"]
 
 #: what a preset sets, where the setting was left at its default
@@ -124,37 +124,6 @@ def random_like(prompt: Tensor, rows: int, generator: torch.Generator) -> Tensor
     """Gaussian prompts [rows, L, d] with the mean and variance that one prompt [L, d] has over its places."""
     drawn = torch.randn(rows, *prompt.shape, generator=generator).to(prompt)
     return prompt.mean(dim=0) + drawn * prompt.std(dim=0, unbiased=False)
-
-
-def vectors_of(hidden: Tensor, mask: Tensor, batch: Batch, per: Rows, causal: bool) -> tuple[Tensor, Tensor]:
-    """Rows to compare [m, width] and their weights [m], which add up to one: of real tokens, or of texts.
-
-    Args:
-        hidden: [b, n, width].
-        mask: 1 for real tokens, [b, n].
-        batch: whose labels say what each text weighs in a mean over items.
-        per: "token" or "text" (its mean over real tokens).
-        causal: see ``consistency.example_weights``.
-    """
-    dtype = upcast(hidden).dtype
-    if per == "text":
-        return pooled_rows(hidden, mask), example_weights(batch, causal, dtype)
-    real = mask.bool()
-    return hidden[real], token_weights(batch, mask, causal, dtype)[real]
-
-
-def gradient_norms(terms: Mapping[str, Tensor], weights: list[Tensor]) -> dict[str, float]:
-    """The length of each loss term's gradient over ``weights``; the graph stays for the backward pass to come.
-
-    Whether two terms have weights that go together is read off here: a term whose gradient is a thousandth of
-    another's does nothing.
-    """
-    norms = {}
-    for name, term in terms.items():
-        found = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
-        squares = [float(upcast(one).square().sum()) for one in found if one is not None]
-        norms[name] = math.sqrt(sum(squares))
-    return norms
 
 
 @dataclass(frozen=True)
