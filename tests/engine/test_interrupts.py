@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -60,3 +62,27 @@ def test_outside_the_main_thread_nothing_is_postponed():
 def test_an_interrupted_run_is_a_training_error_with_the_exit_code_of_what_a_user_can_go_on_with():
     assert issubclass(InterruptedRunError, TrainingError)
     assert InterruptedRunError("x").exit_code == 2
+
+
+SAYS_WHY = """
+import os, signal, time
+from anytune.engine import interrupts
+interrupts.LAST_WORDS = 0.5
+try:
+    with interrupts.postponed_interrupt():
+        raise ValueError("the other one is gone")
+except ValueError as problem:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(problem, flush=True)
+    time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize(("world", "said"), [("2", "the other one is gone\n"), ("1", "")])
+def test_under_a_launcher_an_error_is_said_before_a_request_to_end_is_followed(world, said):
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": world}
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS_WHY], env=environment, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.stdout == said
+    assert done.returncode == (-signal.SIGALRM if world == "2" else -signal.SIGTERM), done.stderr

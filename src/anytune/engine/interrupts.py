@@ -11,6 +11,9 @@ from typing import Any
 from anytune.engine.processes import launched
 from anytune.errors import TrainingError
 
+#: Seconds that a process of several has to say why it ends once its launcher has asked it to.
+LAST_WORDS = 5.0
+
 
 class InterruptedRunError(TrainingError):
     """The run was asked to end; if it has a work folder, its checkpoint is written and the same command goes on."""
@@ -23,6 +26,9 @@ def postponed_interrupt() -> Iterator[Callable[[], bool]]:
     Yields a function that says whether one has come. A second Ctrl-C interrupts at once, except under a launcher,
     which passes the first one on once more. A SIGINT that the process ignores stays ignored. Outside the main thread,
     where Python allows no handlers, nothing is postponed.
+
+    When one process of several fails, its launcher at once asks the others to end. Under a launcher an error that
+    leaves here therefore keeps SIGTERM away for :data:`LAST_WORDS` seconds, in which the error is printed.
     """
     asked = False
 
@@ -43,6 +49,16 @@ def postponed_interrupt() -> Iterator[Callable[[], bool]]:
             before[number] = signal.signal(number, note)
     try:
         yield lambda: asked
+    except BaseException:
+        if before.get(signal.SIGTERM) == signal.SIG_DFL and launched()[1] > 1:
+            before[signal.SIGTERM] = _end_soon
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_soon(_number: int, _frame: Any) -> None:
+    """SIGTERM for a process that is about to say why it ends: SIGALRM ends it if that takes too long."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, LAST_WORDS)
