@@ -40,7 +40,7 @@ class Arm:
         self, name: str, methods: Sequence[Method], fresh: nn.Module, run: Run, precision: str,
         weight_decay: float = 0.01,
     ) -> None:  # fmt: skip
-        self.name, self.methods, self.batches = name, methods, run.batches
+        self.name, self.methods, self.run, self.batches = name, methods, run, run.batches
         self.runtime = make_runtime(precision)
         self.model = copy.deepcopy(fresh)
         for method in self.methods:
