@@ -18,6 +18,7 @@ from anytune.evaluate.anytime import (
     cost,
     crossed_interval,
     every,
+    loss_matrices,
     loss_table,
     matrices,
     mean_matrix,
@@ -215,3 +216,24 @@ def test_losses_and_cost_are_means_over_seeds():
              stage("y", 0, 1, 3.0, 2.0, 8.0)]  # fmt: skip
     assert loss_table(lines)["x"][0]["a"] == {0: 3.0, 1: pytest.approx(2.1), 2: 2.5}
     assert cost(lines, "x") == {"x": 1.0, "y": 2.0}
+
+
+def test_losses_are_read_with_the_metrics_of_scores_as_gains():
+    draw = random.Random(5)
+    before = {name: draw.uniform(3, 6) for name in ABC}
+    after = {(i, name): draw.uniform(3, 6) for i in (1, 2, 3) for name in ABC}
+    lines = [
+        {"arm": "x", "order": 1, "seed": 4, "stream": list(ABC), "stage": i, "first": i == 1,
+         "losses": {name: {"before": before[name] if i == 1 else after[i - 1, name], "after": after[i, name]}
+                    for name in ABC}}
+        for i in (1, 2, 3)
+    ]  # fmt: skip
+    matrix = loss_matrices(lines)["x"][1, 4]
+    fell = {(i, name): 100 * (before[name] - loss) for (i, name), loss in after.items()}
+    assert matrix.value("a_gain") == pytest.approx((fell[1, "a"] + fell[2, "b"] + fell[3, "c"]) / 3)
+    assert matrix.value("o_gain") == pytest.approx((fell[1, "b"] + fell[1, "c"] + fell[2, "c"]) / 3)
+    assert matrix.value("f_gain") == pytest.approx(sum(fell[3, name] for name in ABC) / 3)
+    assert matrix.value("forgetting") == pytest.approx((fell[1, "a"] - fell[3, "a"] + fell[2, "b"] - fell[3, "b"]) / 2)
+    lines[1]["losses"]["c"]["after"] = None
+    assert loss_matrices(lines)["x"][1, 4].missing("o_gain") == [(2, 3)]
+    assert loss_matrices([{**line, "losses": {}} for line in lines])["x"][1, 4].missing("a_gain")

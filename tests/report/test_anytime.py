@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from anytune.evaluate.anytime import matrices
+from anytune.evaluate.anytime import loss_matrices, matrices
 from anytune.report import page
 from anytune.report.anytime_charts import frontier, heat_map, stage_curves
 from anytune.report.anytime_figures import write_anytime_figures
@@ -68,7 +68,7 @@ def test_the_frontier_has_a_point_for_each_arm_and_its_runs_as_bars():
     )
     drawn = str(frontier(found.points, found))
     ElementTree.fromstring(drawn)
-    assert f"anchored: A_Acc {point.a:.2f}, O_Acc {point.o:.2f} (6 runs)" in drawn
+    assert f"anchored: {point.a:.2f} across, {point.o:.2f} up (6 runs)" in drawn
     assert frontier([], found) is None
 
 
@@ -99,11 +99,10 @@ def test_many_arms_look_different():
 
 def test_figures_are_written_with_their_numbers_and_equal_numbers_give_equal_bytes(tmp_path):
     pytest.importorskip("matplotlib")
-    files = write_anytime_figures(LINES, tmp_path / "one")
-    assert [file.name for file in files] == [
-        f"{name}.{kind}" for name in ("heat-maps", "o-against-a", "stages", "arms") for kind in ("png", "svg", "csv")
-    ]
-    again = write_anytime_figures(LINES, tmp_path / "two")
+    files = write_anytime_figures(LINES, tmp_path / "one", STAGES)
+    names = ("heat-maps", "o-against-a", "o-against-a-losses", "stages", "arms")
+    assert [file.name for file in files] == [f"{name}.{kind}" for name in names for kind in ("png", "svg", "csv")]
+    again = write_anytime_figures(LINES, tmp_path / "two", STAGES)
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
     for file in files:
         if file.suffix == ".svg":
@@ -144,6 +143,12 @@ def test_the_panel_shows_what_the_tables_say():
     assert f"| anchored | {value:.2f} +/- " in text
     assert shown["rows"][1]["cost"] == "1.50"
     assert "2.600 (13.5)" in text, "the loss after the fourth stage, and its perplexity"
+    fell = np.mean([one.value("o_gain") for one in loss_matrices(STAGES)["anchored"].values()])
+    [point] = [point for point in views(LINES, STAGES).loss_points if point.arm == "anchored"]
+    assert point.o == pytest.approx(fell)
+    assert f"| {fell:.2f} +/- " in text[text.index("## Held-out losses: gains") :]
+    assert any("held-out loss" in title for title, _ in shown["pictures"])
+    assert not views(LINES).loss_points
     assert "anchored against sequential: A_Acc +0.5" in summary(LINES, STAGES)
 
 

@@ -30,7 +30,7 @@ def anytime(
     if figures is not None:
         from anytune.report.anytime_figures import write_anytime_figures
 
-        write_anytime_figures(found.lines, figures)
+        write_anytime_figures(found.lines, figures, found.stages)
     if json:
         show.print_json(record(found))
         return

@@ -56,22 +56,30 @@ def _cell(x: float, y: float, value: float | None, gains: bool, largest: float, 
     return [*parts, tag("text", text, x=x + CELL_WIDTH / 2, y=y + 20, text_anchor="middle")]
 
 
-def frontier(points: Sequence[Point], views: Views) -> Markup | None:
-    """O_Acc upwards against A_Acc to the right: further up and to the right is better; bars run over the runs."""
+def frontier(
+    points: Sequence[Point],
+    views: Views,
+    across_name: str = "A_Acc: adaptation",
+    up_name: str = "O_Acc: domains not seen yet",
+) -> Markup | None:
+    """O_Acc upwards against A_Acc to the right: further up and to the right is better; bars run over the runs.
+
+    With other names it is the gains in held-out loss that are drawn.
+    """
     if not points:
         return None
     across = scale_over([end for point in points for end in point.a_ends])
     up = scale_over([end for point in points for end in point.o_ends])
     at = _place(across, up)
-    parts = _axes(at, across, up, "A_Acc: adaptation", "O_Acc: domains not seen yet")
+    parts = _axes(at, across, up, across_name, up_name)
     for point in points:
         slot, x, y = f"arm-{views.looks[point.arm].slot}", *at(point.a, point.o)
         sideways = path([at(point.a_ends[0], point.o), at(point.a_ends[1], point.o)])
         upright = path([at(point.a, point.o_ends[0]), at(point.a, point.o_ends[1])])
         parts += [tag("path", d=line, class_=f"line thin {slot}", opacity="0.45") for line in (sideways, upright)]
-        said = f"{point.arm}: A_Acc {decimal(point.a, 2)}, O_Acc {decimal(point.o, 2)} ({point.runs} runs)"
+        said = f"{point.arm}: {decimal(point.a, 2)} across, {decimal(point.o, 2)} up ({point.runs} runs)"
         parts.append(tag("g", tag("title", said), marker(views.looks[point.arm].shape, x, y, class_=f"mark {slot}")))
-    return _picture("O_Acc against A_Acc of each arm. The values are in the table.", parts)
+    return _picture(f"Upwards: {up_name}. To the right: {across_name}. The values are in the table.", parts)
 
 
 def stage_curves(paths: Sequence[Path], kind: str, views: Views) -> Markup | None:

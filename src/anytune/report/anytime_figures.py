@@ -11,7 +11,7 @@ from typing import Any
 from anytune.evaluate.anytime import METRICS, Line
 from anytune.manifests import write_atomic
 from anytune.report.anytime_charts import KINDS
-from anytune.report.anytime_views import Views, views
+from anytune.report.anytime_views import Point, Views, views
 from anytune.report.arms import Look
 from anytune.report.figures import COLOURS, MARKERS, matplotlib_figure, plain_text, save_figure
 
@@ -19,8 +19,8 @@ from anytune.report.figures import COLOURS, MARKERS, matplotlib_figure, plain_te
 ACROSS = 3
 
 
-def write_anytime_figures(lines: Sequence[Line], folder: str | Path) -> list[Path]:
-    """Write ``heat-maps``, ``o-against-a``, ``stages`` and ``arms`` as PNG and SVG, and their numbers as CSV.
+def write_anytime_figures(lines: Sequence[Line], folder: str | Path, stages: Sequence[Line] = ()) -> list[Path]:
+    """Write ``heat-maps``, ``o-against-a`` (scores and losses), ``stages``, ``arms``: PNG, SVG, and numbers as CSV.
 
     A figure that there is nothing for (one domain has no O_Acc) is left out.
 
@@ -31,11 +31,12 @@ def write_anytime_figures(lines: Sequence[Line], folder: str | Path) -> list[Pat
         AnytuneError: matplotlib is not installed.
         StoreError: the folder cannot be written.
     """
-    figure_class, found = matplotlib_figure(), views(lines)
+    figure_class, found = matplotlib_figure(), views(lines, stages)
     written: list[Path] = []
     figures: list[tuple[str, bool, Callable[[Any, Views], Any], Iterable[Sequence[Any]]]] = [
         ("heat-maps", bool(found.heats), _heat_maps, _heat_numbers(found)),
-        ("o-against-a", bool(found.points), _frontier, _frontier_numbers(found)),
+        ("o-against-a", bool(found.points), _frontier, _frontier_numbers(found.points, "acc")),
+        ("o-against-a-losses", bool(found.loss_points), _loss_frontier, _frontier_numbers(found.loss_points, "gain")),
         ("stages", bool(found.paths), _stages, _stage_numbers(found)),
         ("arms", bool(found.bars), _arms, _arm_numbers(found)),
     ]
@@ -77,8 +78,17 @@ def _heat_maps(figure_class: Any, found: Views) -> Any:
 
 
 def _frontier(figure_class: Any, found: Views) -> Any:
-    figure, plot = _plot(figure_class, "A_Acc (adaptation)", "O_Acc (domains not seen yet)")
-    for point in found.points:
+    return _scatter(figure_class, found, found.points, "A_Acc (adaptation)", "O_Acc (domains not seen yet)")
+
+
+def _loss_frontier(figure_class: Any, found: Views) -> Any:
+    return _scatter(figure_class, found, found.loss_points, "fall of the loss on a stage's own domain (0.01 nats)",
+                    "fall on domains not seen yet (0.01 nats)")  # fmt: skip
+
+
+def _scatter(figure_class: Any, found: Views, points: Sequence[Point], across: str, up: str) -> Any:
+    figure, plot = _plot(figure_class, across, up)
+    for point in points:
         look = found.looks[point.arm]
         plot.errorbar(
             [point.a], [point.o], xerr=[[point.a - point.a_ends[0]], [point.a_ends[1] - point.a]],
@@ -153,9 +163,9 @@ def _heat_numbers(found: Views) -> Iterable[Sequence[Any]]:
                     yield [heat.arm, heat.order, stage, heat.domains[stage - 1], name, round(value, 6)]
 
 
-def _frontier_numbers(found: Views) -> Iterable[Sequence[Any]]:
-    yield ["arm", "runs", "a_acc", "a_low", "a_high", "o_acc", "o_low", "o_high"]
-    for one in found.points:
+def _frontier_numbers(points: Sequence[Point], what: str) -> Iterable[Sequence[Any]]:
+    yield ["arm", "runs", f"a_{what}", "a_low", "a_high", f"o_{what}", "o_low", "o_high"]
+    for one in points:
         yield [one.arm, one.runs, *(round(value, 6) for value in (one.a, *one.a_ends, one.o, *one.o_ends))]
 
 

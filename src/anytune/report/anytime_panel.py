@@ -29,7 +29,7 @@ class Matrices:
 def panel(found: Matrices) -> dict[str, Any]:
     """What the template shows of a comparison."""
     lines, stages = found.lines, found.stages
-    arms, control, seen = arm_order(lines), lines[0]["control"], views(lines)
+    arms, control, seen = arm_order(lines), lines[0]["control"], views(lines, stages)
     tables, spent = metric_columns(lines), cost(stages, control)
     runs = {(line["order"], line["seed"]) for line in lines if line["arm"] is not None}
     rows = []
@@ -51,7 +51,11 @@ def panel(found: Matrices) -> dict[str, Any]:
         {"title": f"{heat.arm}, order {heat.order}", "seeds": plural(heat.seeds, "seed"),
          "picture": heat_map(heat, largest)} for heat in seen.heats
     ]  # fmt: skip
-    pictures = [("A against O", frontier(seen.points, seen))]
+    pictures = [
+        ("A against O", frontier(seen.points, seen)),
+        ("The same in held-out loss, 0.01 nats",
+         frontier(seen.loss_points, seen, "A: fall of a stage's own loss", "O: fall of losses not seen yet")),
+    ]  # fmt: skip
     pictures += [(f"Gain on {meaning}", stage_curves(seen.paths, kind, seen)) for kind, meaning in KINDS.items()]
     return {
         "name": found.name, "control": control,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from anytune.evaluate.anytime import (
+    LOSS_METRICS,
     METRICS,
     AccuracyMatrix,
     Column,
@@ -13,6 +14,7 @@ from anytune.evaluate.anytime import (
     RunName,
     columns,
     cost,
+    loss_matrices,
     loss_table,
     matrices,
     mean_matrix,
@@ -71,6 +73,7 @@ def anytime_tables(lines: Sequence[Line], stages: Sequence[Line]) -> str:
         _metrics(arms, tables, cost(stages, control)),
         "## Differences to the control\n",
         _differences(arms, tables, control),
+        *_loss_gains(arms, stages, control),
         "## Matrices\n",
         "Mean over seeds. The diagonal is the domain just trained on; right of it stands what has not come yet.\n",
     ]
@@ -103,7 +106,7 @@ def _floors(lines: Sequence[Line]) -> list[str]:
 def summary(lines: Sequence[Line], stages: Sequence[Line]) -> str:
     """A few lines for a terminal: each arm's metrics, and its difference to the control."""
     arms, tables = arm_order(lines), metric_columns(lines)
-    spent = cost(stages, lines[0]["control"])
+    spent, losses = cost(stages, lines[0]["control"]), loss_columns(stages, lines[0]["control"])
     said = [f"{'':14}" + "".join(f"{METRICS[column.metric].title:>14}" for column in tables) + f"{'cost':>8}"]
     for arm in arms:
         means = [None if (one := column.summary(arm)) is None else one.mean for column in tables]
@@ -114,6 +117,11 @@ def summary(lines: Sequence[Line], stages: Sequence[Line]) -> str:
             f"{METRICS[column.metric].title} {difference_text(column.against.get(arm))}"
             for column in tables
             if column.metric in ("a_acc", "o_acc", "f_acc") and arm in column.against
+        ]
+        parts += [
+            f"loss {METRICS[column.metric].title} {difference_text(column.against[arm])}"
+            for column in losses
+            if column.metric != "forgetting" and arm in column.against
         ]
         if parts:
             said.append(f"{arm} against {arms[0]}: {'; '.join(parts)}")
@@ -141,8 +149,9 @@ def _metrics(arms: Sequence[str], tables: Sequence[Column], spent: Mapping[str, 
             one = column.summary(arm)
             spread = "" if one is None or one.sd is None else f" +/- {number_text(one.sd)}"
             cells.append("-" if one is None else f"{number_text(one.mean)}{spread} ({one.n})")
-        rows.append([arm, *cells, f"{spent[arm]:.2f}" if arm in spent else ""])
-    return markdown_table(["arm", *(METRICS[column.metric].title for column in tables), "cost"], rows)
+        rows.append([arm, *cells, *([f"{spent[arm]:.2f}" if arm in spent else ""] if spent else [])])
+    head = ["arm", *(METRICS[column.metric].title for column in tables), *(["cost"] if spent else [])]
+    return markdown_table(head, rows)
 
 
 def _differences(arms: Sequence[str], tables: Sequence[Column], control: str) -> str:
@@ -178,6 +187,27 @@ def _matrices(arm: str, runs: Mapping[RunName, AccuracyMatrix]) -> list[str]:
                 rows.append([head, *("" if value is None else number_text(value) for value in row)])
         text.append(markdown_table(["after stage", *mean.domains], rows))
     return text
+
+
+def loss_columns(stages: Sequence[Line], control: str) -> list[Column]:
+    """The metrics of held-out losses over the runs of all arms; none without held-out text."""
+    found = loss_matrices(stages)
+    return [column for column in columns(found, control, LOSS_METRICS) if column.values]
+
+
+def _loss_gains(arms: Sequence[str], stages: Sequence[Line], control: str) -> list[str]:
+    """What became of the held-out losses, as metrics and differences."""
+    tables = loss_columns(stages, control)
+    if not tables:
+        return []
+    note = (
+        "The same metrics of the loss on held-out text of the domains, in hundredths of a nat (one is about one per "
+        "cent of perplexity): how far it fell below the base before the stream, on each domain right after its own "
+        "stage (A), on those that have not come yet (O), on all in the end (F). Above 0 is better, except forgetting."
+    )
+    return [
+        "## Held-out losses: gains\n", note + "\n", _metrics(arms, tables, {}), _differences(arms, tables, control),
+    ]  # fmt: skip
 
 
 def _losses(arms: Sequence[str], stages: Sequence[Line]) -> list[str]:

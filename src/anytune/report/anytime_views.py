@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anytune.evaluate.anytime import AccuracyMatrix, Line, RunName, columns, matrices, mean_matrix
+from anytune.evaluate.anytime import (
+    AccuracyMatrix,
+    Column,
+    Line,
+    RunName,
+    columns,
+    loss_matrices,
+    matrices,
+    mean_matrix,
+)
 from anytune.report.anytime_tables import arm_order, of_orders
 from anytune.report.arms import Look
 
@@ -43,7 +52,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Point:
-    """An arm where its adaptation is measured to the right and its generalisation upwards, in points.
+    """An arm where its adaptation is measured to the right and its generalisation upwards.
 
     ``a`` and ``o`` are means over runs, ``a_ends`` and ``o_ends`` their smallest and largest run.
     """
@@ -85,21 +94,21 @@ class Views:
     points: Sequence[Point]
     paths: Sequence[Path]
     bars: Sequence[Bar]
+    #: gains in held-out loss, in hundredths of a nat: own domains to the right, those to come upwards
+    loss_points: Sequence[Point] = ()
 
 
-def views(lines: Sequence[Line]) -> Views:
+def views(lines: Sequence[Line], stages: Sequence[Line] = ()) -> Views:
     """The views of a comparison.
 
     Args:
         lines: of a ``runs.jsonl``, with at least one of an arm.
+        stages: of its ``stages.jsonl``, for the losses.
     """
     found, arms = matrices(lines), arm_order(lines)
     tables = {column.metric: column for column in columns(found, lines[0]["control"], ("a_acc", "o_acc", "f_acc"))}
-    points, bars = [], []
+    bars = []
     for arm in arms:
-        a, o = tables["a_acc"].summary(arm), tables["o_acc"].summary(arm)
-        if a is not None and o is not None:
-            points.append(Point(arm, a.n, a.mean, o.mean, (a.minimum, a.maximum), (o.minimum, o.maximum)))
         for metric, column in tables.items():
             if (one := column.summary(arm)) is not None:
                 bars.append(Bar(metric, arm, one.mean, one.sd))
@@ -107,7 +116,18 @@ def views(lines: Sequence[Line]) -> Views:
         _heat(arm, order, group) for arm in arms for order, group in of_orders(found[arm]).items()
     ]  # fmt: skip
     paths = [path for arm in arms for kind in _KINDS if (path := _path(arm, kind, found[arm])) is not None]
-    return Views(arm_looks(arms), heats, points, paths, bars)
+    points = _points(arms, tables["a_acc"], tables["o_acc"])
+    a, o = columns(loss_matrices(stages), lines[0]["control"], ("a_gain", "o_gain"))
+    return Views(arm_looks(arms), heats, points, paths, bars, _points(arms, a, o))
+
+
+def _points(arms: Sequence[str], across: Column, up: Column) -> list[Point]:
+    points = []
+    for arm in arms:
+        a, o = across.summary(arm), up.summary(arm)
+        if a is not None and o is not None:
+            points.append(Point(arm, a.n, a.mean, o.mean, (a.minimum, a.maximum), (o.minimum, o.maximum)))
+    return points
 
 
 def _heat(arm: str, order: int, group: Sequence[AccuracyMatrix]) -> Heat:
