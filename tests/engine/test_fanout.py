@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -134,6 +136,36 @@ def test_a_bug_in_a_unit_arrives_with_its_traceback_and_a_killed_worker_is_notic
     with pytest.raises(TrainingError, match=r"plan: a worker process ended with code -9 while running dies") as caught:
         run_units([Unit("dies", die, {}, 1)], title="plan", reporter=Told(), workers=1, threads=1)
     assert "same command" in caught.value.fix
+
+
+PARENT = """
+from pathlib import Path
+from anytune.engine.fanout import Unit, run_units
+from tests.engine.test_fanout import Told, train_long
+
+if __name__ == "__main__":
+    run_units([Unit("long", train_long, {{"folder": {folder!r}}}, 100_000)], title="plan", reporter=Told(), workers=1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent_and_leave_a_checkpoint(tmp_path, number):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT.format(folder=str(tmp_path)))
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "training").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    parent.send_signal(number)
+    _, said = parent.communicate(timeout=60)  # ends only when the worker, which holds stderr too, has ended
+    assert list((tmp_path / "work").glob("step-*/state.json"))
+    if number == signal.SIGTERM:
+        assert "InterruptedRunError: plan: interrupted" in said
+        assert parent.returncode == 1
+    else:
+        assert parent.returncode == -signal.SIGKILL
 
 
 # ---------------------------------------------------------------- the parent alone

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from anytune.engine.allocator import keep_freed_memory
+from anytune.engine.interrupts import request_to_end_raises
 from anytune.engine.processes import launched
 from anytune.engine.progress import Reporter
 from anytune.errors import AnytuneError, SettingsError, TrainingError, unknown
@@ -109,11 +111,23 @@ def _work(units: Any, messages: Any, threads: int) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; it ends us by SIGTERM
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()
     while (unit := _next(units)) is not None:
         if not perform(unit, messages.put):
             return
+
+
+def _end_with_parent() -> None:
+    """Once the parent is gone, ask this process to end as the parent would have: a run writes its checkpoint first.
+
+    Left alone it would train on for nobody, and hold the run that the same command, given again, is to go on with.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _next(units: Any) -> Unit | None:
@@ -165,6 +179,7 @@ def run_units(
     Raises:
         AnytuneError: a unit failed (of the unit's own class, its name before what is wrong). The others end after
             their step, with a checkpoint; what was finished is kept.
+        InterruptedRunError: SIGTERM came; the same.
         SettingsError: two units share a name, units wait for one that does not exist or for each other, Ray is asked
             for and not installed, or a launcher runs this very command in several processes.
     """
@@ -176,7 +191,8 @@ def run_units(
     shared = threads or max(1, core_count() // count)
     crew = _workers(fan_out, count, shared)
     try:
-        _drive(units, crew, title, reporter)
+        with request_to_end_raises(title):
+            _drive(units, crew, title, reporter)
     except BaseException:
         crew.end(asked=False)
         raise

@@ -58,6 +58,29 @@ def postponed_interrupt() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def request_to_end_raises(what: str) -> Iterator[None]:
+    """SIGTERM inside is an :class:`InterruptedRunError`, for a process that waits for others and trains nothing.
+
+    Once: a second one, while the others are seen out, ends the process at once. Outside the main thread, or where
+    somebody has a handler already, nothing is changed.
+    """
+
+    def end(_number: int, _frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise InterruptedRunError(f"{what}: interrupted", fix="the same command again: it goes on where it was")
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _end_soon(_number: int, _frame: Any) -> None:
     """SIGTERM for a process that is about to say why it ends: SIGALRM ends it if that takes too long."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
