@@ -159,11 +159,13 @@ def test_fields_are_kept_with_the_lines_that_go_on_with_them():
 
 
 def test_an_archive_that_cannot_be_reached_is_a_clear_error_and_keeps_nothing(fake_apt, register, cache):
-    fake_apt([], update="echo 'W: Failed to fetch the list: Could not resolve' >&2")  # apt says so and exits with 0
+    # what apt says to root, at exit status 0
+    warnings = "W: Download is performed unsandboxed", "W: Failed to fetch the list: Could not resolve"
+    fake_apt([], update="; ".join(f"echo '{warning}' >&2" for warning in warnings))
     register(LISTS)
     with pytest.raises(SampleError, match="brought no package lists with English descriptions") as caught:
         fetch("tiny", cache=cache)
-    assert "Could not resolve" in caught.value.why
+    assert caught.value.why == f"apt-get said: {warnings[1]}"
     assert "reach its archive" in caught.value.fix
     assert not is_fetched("tiny", cache=cache)
     assert not [path for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock")]

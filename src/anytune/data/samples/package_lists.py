@@ -99,16 +99,17 @@ def download(source: Source, folder: Path) -> Path:
         return "".join(texts)
 
     contents = {PACKAGES: read(packages, PACKAGE_FIELDS), DESCRIPTIONS: read(descriptions, DESCRIPTION_FIELDS)}
+    architectures = sorted({listing.architecture for listing in packages})
     seen = {
         "releases": [list(part) for part in sorted({listing.part for listing in packages})],
-        "architectures": sorted({listing.architecture for listing in packages}),
+        "architectures": architectures,
         "packages": contents[PACKAGES].count("\n\n"),
         "descriptions": contents[DESCRIPTIONS].count("\n\n"),
     }
     contents[SEEN] = json.dumps(seen, indent=1, sort_keys=True) + "\n"
     shutil.rmtree(private)
     releases = "+".join(sorted({f"{listing.origin}-{listing.codename}" for listing in packages}))
-    return _packed(folder / f"{releases}-{'+'.join(seen['architectures'])}.tar".lower(), contents)
+    return _packed(folder / f"{releases}-{'+'.join(architectures)}.tar".lower(), contents)
 
 
 def chosen(said: str) -> tuple[list[Listing], list[Listing]]:
@@ -165,7 +166,8 @@ def _packed(place: Path, contents: dict[str, str]) -> Path:
 
 def _refused(source: Source, said: str, targets: str) -> SampleError:
     """Turn what apt printed into what the user can do."""
-    lines = [line.strip() for line in said.splitlines() if line.startswith(("E:", "W:", "Err:"))]
+    lines = [line.strip() for line in said.splitlines() if line.startswith(("E:", "W:"))]
+    lines = [line for line in lines if "unsandboxed" not in line]  # what root is told, whatever happens
     told = f"apt-get said: {lines[0][:300]}" if lines else ""
     what = f"apt-get update brought no package lists with English descriptions for {source.package}"
     if targets.strip() and not lines:
