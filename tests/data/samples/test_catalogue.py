@@ -11,6 +11,7 @@ import pytest
 
 from anytune import metrics
 from anytune.data.samples import get_sample, list_samples
+from anytune.data.samples.package_lists import SEEN
 from anytune.data.tasks import KINDS
 from anytune.errors import SampleError
 
@@ -36,6 +37,8 @@ def test_every_entry_is_complete(sample):
         assert sample.source.version
     if sample.source.client == "apt-get":  # Debian's builds move, so the data themselves carry hashes
         assert [name for name, _ in sample.source.member_sha256] == list(sample.source.members)
+    if sample.source.client == "apt-lists":  # so do its lists; what was seen of them is a record, not data
+        assert [*(name for name, _ in sample.source.member_sha256), SEEN] == list(sample.source.members)
     assert set(sample.shares_text_with) <= {other.name for other in list_samples("text")}
 
 

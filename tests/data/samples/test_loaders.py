@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from anytune.data.samples.loaders import biomedical, dictionaries, general, law, news, pairs, reviews
+from anytune.data.samples.loaders import biomedical, dictionaries, general, law, news, pairs, reviews, software
 from anytune.data.samples.rows import RawText, Row
 
 
@@ -237,6 +238,94 @@ def test_texts_of_a_licence_family_in_the_task_are_never_raw(tmp_path):
     assert [(row.label, row.text[-3:]) for row in records.rows] == [("mit", "MIT")]
     assert [raw.group for raw in records.outside] == ["family-zlib", "family-zlib"]
     assert len(law.LICENCES) == len(set(law.LICENCES)) == 20
+
+
+def put_packages(folder: Path, packages: list[tuple[str, str, str, str]], described: dict[str, str]) -> None:
+    """(package, source or "", section, key) of each package, and key -> lines below the synopsis."""
+    lists = [
+        f"Package: {name}\n"
+        + (f"Source: {source}\n" if source else "")
+        + f"Description-md5: {key}\nSection: {section}\n\n"
+        for name, source, section, key in packages
+    ]
+    put(folder, "lists/packages.txt", "".join(lists))
+    texts = [
+        f"Description-md5: {key}\nDescription-en: synopsis of {key}\n{text}\n\n" for key, text in described.items()
+    ]
+    put(folder, "lists/descriptions.txt", "".join(texts))
+
+
+def test_descriptions_are_joined_on_their_key_and_stripped_to_the_long_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(software, "ONE_SOURCE_IN", 1)
+    monkeypatch.setattr(software, "SHORTEST_TEXT", 5)
+    crate = " This package contains the source for the Rust x-1.0 crate, packaged by debcargo for\n use with cargo.\n"
+    described = {
+        "aa": " First  line,\n .\n  * second: line.",
+        "bb": " Headers.",
+        "cc": " Rare section.",
+        "dd": crate.rstrip(),
+        "ee": crate + ' Additionally, this package also provides the "a" feature.\n .\n Words of its own.',
+        "ff": " tiny",
+        "nobody": " Described, but no package has it.",
+    }
+    packages = [
+        ("low", "up", "universe/net", "aa"),
+        ("libup-dev", "up (1:2.0)", "libdevel", "bb"),
+        ("odd", "", "zope", "cc"),
+        ("rx", "", "utils", "dd"),
+        ("ry", "", "utils", "ee"),
+        ("short", "", "net", "ff"),
+        ("lost", "", "net", "no description of it"),
+    ]
+    put_packages(tmp_path, packages, described)
+    records = software.debian(tmp_path)
+    assert records.rows == [
+        Row("First line, * second: line.", None, "net", "up"),
+        Row("Headers.", None, "libdevel", "up"),
+        Row("Words of its own.", None, "utils", "ry"),
+    ]
+    assert records.outside == [RawText("Rare section.", "odd")]
+
+
+def test_joined_descriptions_equal_those_of_a_naive_join_over_all_pairs(tmp_path, monkeypatch):
+    monkeypatch.setattr(software, "ONE_SOURCE_IN", 2)
+    sections = ("net", "mail", "universe/mail", "zope")
+    packages = [
+        (f"p{number}", f"s{number % 17} (1)" if number % 3 else "", sections[number * 7 % 4], f"k{number * 5 % 43}")
+        for number in range(60)
+    ]
+    described = {f"k{key}": f" The text number {key % 30} is long enough to be a text of a task." for key in range(40)}
+    put_packages(tmp_path, packages, described)
+    records = software.debian(tmp_path)
+
+    rows, outside = set(), set()
+    for text in {text.strip() for text in described.values()}:
+        mine = [one for one in packages for key, other in described.items() if one[3] == key and other.strip() == text]
+        if not mine:
+            continue
+        source = min((named or name).removesuffix(" (1)") for name, named, _, _ in mine)
+        labels = {section.split("/")[-1] for _, _, section, _ in mine}
+        if int(hashlib.sha256(source.encode()).hexdigest()[:16], 16) % 2:
+            continue
+        if len(labels) == 1 and labels != {"zope"}:
+            rows.add(Row(text, None, *labels, source))
+        else:
+            outside.add(RawText(text, source))
+    assert rows
+    assert outside
+    assert (set(records.rows), set(records.outside)) == (rows, outside)
+    assert (len(records.rows), len(records.outside)) == (len(rows), len(outside))
+
+
+def test_the_same_source_packages_stay_taken_when_others_come(tmp_path):
+    names = [f"source-{number}" for number in range(300)]
+    texts = {name: f" A description of {name} that is long enough to be kept." for name in names}
+    for part in (names, names[100:]):
+        put_packages(tmp_path, [(name, "", "net", name) for name in part], texts)
+        taken = {row.group for row in software.debian(tmp_path).rows}
+        assert taken == {name for name in part if software.is_taken(name)}
+        assert len(part) / 4 < len(taken) < len(part) / 2.4
+    assert len(software.SECTIONS) == len(set(software.SECTIONS)) == 30
 
 
 def wordnet_line(offset: int, word: str, links: list[tuple[str, int]], gloss: str) -> str:

@@ -17,6 +17,7 @@ EXPECTED = {
     "hpo_names": (11514, 1645, 3290, 14312, 0),
     "foldoc_terms": (10457, 1494, 2988, 16428, 3),
     "foldoc": (2713, 388, 774, 9857, 15),
+    "debian": (12456, 1779, 3561, 13638, 30),
     "bbc": (1487, 212, 426, 1487, 5),
     "newsgroups": (9815, 1403, 7521, 9811, 20),
     "r8": (4734, 678, 2176, 4730, 8),
@@ -56,6 +57,27 @@ def test_real_text_has_the_recorded_counts(sample):
         assert (row.text_pair is None) == (len(sample.text_columns) == 1)
     dated = [text for text in rows.raw if text.date]
     assert bool(dated) == sample.dated
+
+
+def test_no_label_markup_and_no_source_package_is_shared_by_debian_texts():
+    need("debian")
+    rows = sample_rows("debian")
+    texts = [text.text for text in rows.raw] + [row.text for _, row in rows.labelled()]
+    marks = (
+        "role::",
+        "implemented-in::",
+        "devel::",
+        "works-with::",
+        "Description-md5",
+        "Section: ",
+        "packaged by debcargo",
+    )
+    assert [text for text in texts if any(mark in text for mark in marks)] == []
+    sources = {split: {row.group for row in rows.splits[split]} for split in rows.splits}
+    sources["raw"] = {text.group for text in rows.raw}
+    for split in ("validation", "test"):
+        assert not sources[split] & (sources["train"] | sources["raw"])
+    assert not sources["validation"] & sources["test"]
 
 
 @pytest.mark.parametrize("name", ["bert-tiny", "bert-tiny-splade", "minilm-l6", "smollm2-135m"])

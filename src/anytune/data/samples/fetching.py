@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from anytune.data.samples import archives, clients
+from anytune.data.samples import archives, clients, package_lists
 from anytune.data.samples.cache import Progress, appearing, cache_folder, locked, say_nothing
 from anytune.data.samples.catalogue import Sample, get_sample
 from anytune.data.samples.sources import Source
@@ -43,7 +43,8 @@ def fetch(name: str, *, cache: Path | None = None, progress: Progress | None = N
         if not _is_whole(folder, source):
             tell(f"downloading {source.title} ({source.size_bytes / 1e6:.1f} MB; licence: {sample.licence})")
             with tempfile.TemporaryDirectory(prefix="anytune-") as place, appearing(folder) as partial:
-                archive = clients.download(source, Path(place))
+                download = package_lists.download if source.client == "apt-lists" else clients.download
+                archive = download(source, Path(place))
                 _unpack(source, archive, partial, tell)
     return folder
 

@@ -11,12 +11,14 @@ class Source:
     """One package file of one registry.
 
     Attributes:
-        client: what downloads it; "bundled" is part of anytune itself.
+        client: what downloads it; "apt-lists" is apt fetching the lists of all packages, of which an archive is made
+            here (``package_lists``); "bundled" is part of anytune itself.
         package: its name there.
         version: the exact version; for Debian the version seen, since only the newest is served.
         file: the archive's file name.
         size_bytes: size of the archive.
-        sha256: of the archive. Not enforced for Debian packages, whose builds move: there ``members`` carry hashes.
+        sha256: of the archive. Not enforced for Debian's packages and lists, which move: there ``members`` carry
+            hashes.
         members: shell patterns of the data files to unpack.
         member_sha256: unpacked member -> SHA-256; a difference is a warning in the sample's facts, not an error.
         options: further options for the client (a fixed platform for wheels that differ by platform).
@@ -24,7 +26,7 @@ class Source:
         is_source_archive: a Python source archive instead of a wheel.
     """
 
-    client: Literal["pip", "apt-get", "npm", "bundled"]
+    client: Literal["pip", "apt-get", "apt-lists", "npm", "bundled"]
     package: str
     version: str
     file: str
@@ -39,8 +41,8 @@ class Source:
     @property
     def registry(self) -> str:
         """The registry's name in words."""
-        names = {"pip": "PyPI", "apt-get": "Debian", "npm": "npm", "bundled": "part of anytune"}
-        return names[self.client]
+        debian = {"apt-get": "Debian", "apt-lists": "Debian"}
+        return {"pip": "PyPI", **debian, "npm": "npm", "bundled": "part of anytune"}[self.client]
 
     @property
     def title(self) -> str:
@@ -111,6 +113,20 @@ FOLDOC = Source(
     (
         ("usr/share/dictd/foldoc.dict.dz", "f3476f455be35c3301a4dfe5406d74854d0b992bc49f4cd1737f779c99e0178f"),
         ("usr/share/dictd/foldoc.index", "35d0d990bba9f6c314395f1dda40e32ad22d14b9ab032c0e58bcebdf6b845efc"),
+    ),
+)
+# The size is that of the lists as apt downloads them, updates and security included.
+DEBIAN = Source(
+    "apt-lists",
+    "package-lists",
+    "bookworm",
+    "debian-bookworm-amd64.tar",
+    15_800_000,
+    "436375d33f3947d979a8f273ea5eba812f69064ed534adf61b78b3248941c106",
+    ("lists/packages.txt", "lists/descriptions.txt", "lists/seen.json"),
+    (
+        ("lists/packages.txt", "b002e31c1d200e76a6d15a59cfe462d621139ecd07a19a9c944a6533e65e4cad"),
+        ("lists/descriptions.txt", "e07da4fbd807180b39e1ed92ae90b0c01c5ec56770c1a9dc011feaa291f41012"),
     ),
 )
 GCIDE = Source(
