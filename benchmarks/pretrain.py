@@ -140,9 +140,11 @@ class Floor(Arm):
             with torch.set_grad_enabled(model is self.model), given_prompt(model, shown):
                 states.append(self.anatomy.backbone(model)(**inputs)[0])
         chosen = batch["labels"] != -100
-        logits = self.anatomy.pretraining_logits(self.model, states[0][chosen])
-        apart = (states[1] - states[2]).square().mean() + 0.01 * (states[0] * states[3]).mean()
-        return label_loss(logits, batch["labels"][chosen]) + apart
+        logits, guess = (self.anatomy.pretraining_logits(self.model, state[chosen]) for state in states[:2])
+        with torch.no_grad():
+            before = self.anatomy.pretraining_logits(self.copy, states[2][chosen])
+        apart = nn.functional.kl_div(guess.log_softmax(-1), before.softmax(-1), reduction="batchmean")
+        return label_loss(logits, batch["labels"][chosen]) + 3.0 * apart + 0.01 * (states[0] * states[3]).mean()
 
 
 def time_arms(work: Workload, names: Sequence[str], cycles: int) -> list[dict[str, Any]]:
