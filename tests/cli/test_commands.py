@@ -220,6 +220,14 @@ def test_store_show_verify_and_remove(cli, tuned):
     assert cli("store", "list").out == "nothing there\n"
 
 
+def test_what_export_wrote_is_imported_whole_with_its_manifest(cli, tuned, tiny_base):
+    cli("export", tuned["reference"], "--out", "plain")
+    answer = cli("store", "import", "plain", "--base", tiny_base, "--store", "other", "--json")
+    assert answer.code == 0, answer.err
+    [adopted] = json.loads(answer.out)
+    assert adopted["id"] == tuned["id"]
+
+
 def test_store_import_adopts_what_export_wrote(cli, tuned, tiny_base):
     cli("export", tuned["reference"], "--out", "plain")
     Path("plain/anytune.json").unlink()

@@ -25,6 +25,7 @@ from anytune.models.adapters import merge as merge_adapter
 from anytune.models.base import Base, save_base
 from anytune.models.probe import check_probe
 from anytune.store import Entry, Store
+from anytune.store.entry import stored_as
 
 
 def load(
@@ -241,7 +242,7 @@ def export(
 ) -> Path:
     """Write a delta for other tools: an adapter as a plain PEFT folder, a full difference as a merged model.
 
-    The manifest goes along, so that the folder can be imported again.
+    The manifest goes along, and every file that it lists, so that the folder can be imported again.
     """
     place = store_for(delta, store)
     entry = open_delta(delta, place)
@@ -252,9 +253,11 @@ def export(
         load_delta(entry)  # raises: there are no weights
     final = free_place(out)
     with staged_folder(final) as folder:
-        for name in ("adapter_config.json", "adapter_model.safetensors", "README.md", MANIFEST_NAME):
-            if (entry.folder / name).is_file():
-                shutil.copyfile(entry.folder / name, folder / name)
+        for name in dict.fromkeys((*entry.manifest.files, "README.md", MANIFEST_NAME)):
+            held = entry.folder / stored_as(entry, name)
+            if held.is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(held, folder / name)
     return final
 
 
