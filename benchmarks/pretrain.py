@@ -143,8 +143,8 @@ class Floor(Arm):
         logits, guess = (self.anatomy.pretraining_logits(self.model, state[chosen]) for state in states[:2])
         with torch.no_grad():
             before = self.anatomy.pretraining_logits(self.copy, states[2][chosen])
-        apart = nn.functional.kl_div(guess.log_softmax(-1), before.softmax(-1), reduction="batchmean")
-        return label_loss(logits, batch["labels"][chosen]) + 3.0 * apart + 0.01 * (states[0] * states[3]).mean()
+        apart = nn.functional.kl_div((guess / 2).log_softmax(-1), (before / 2).softmax(-1), reduction="batchmean")
+        return label_loss(logits, batch["labels"][chosen]) + 4 * apart + 0.01 * (states[0] * states[3]).mean()
 
 
 def time_arms(work: Workload, names: Sequence[str], cycles: int) -> list[dict[str, Any]]:

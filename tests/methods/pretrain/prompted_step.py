@@ -21,7 +21,13 @@ from anytune.models.dropout import set_dropout
 from anytune.models.hyperprompt import HyperPrompt
 from anytune.models.prompted import hyperprompt_of
 
-SMALL: dict[str, Any] = {"agreement_form": "cosine", "agreement": 1.0, "components": 4, "length": 3, "layers": 1}
+SMALL: dict[str, Any] = {
+    "agreement_form": "cosine",
+    "agreement_temperature": 1.0,
+    "components": 4,
+    "length": 3,
+    "layers": 1,
+}
 SENTENCE = "we found the old catling near a small fern and the dogfur under slate dust by some owlpaw"
 
 

@@ -471,7 +471,8 @@ def test_under_autocast_the_losses_are_in_fp32(tiny_base):
 def test_presets_set_what_was_left_at_its_default():
     paper = HPrompt(preset="paper")
     assert (paper.components, paper.length, paper.layers) == (100, 50, 6)
-    assert (paper.agreement, paper.agreement_form, paper.disagreement) == (3.0, "kl", 0.01)
+    assert (paper.agreement, paper.agreement_form, paper.agreement_temperature) == (1.0, "kl", 2.0)
+    assert paper.disagreement == 0.01
     assert registry.create("hprompt", {"preset": "paper", "length": 7}).length == 7
     light = registry.create("hprompt", {"preset": "light"})
     assert (light.encoder, light.loss_share, light.loss_every) == ("embeddings", 0.5, 2)
