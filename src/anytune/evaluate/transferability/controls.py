@@ -4,9 +4,9 @@
     random   a number drawn for the pair
     tfidf    cosine of the mean tf-idf vectors of two tasks' texts: same words, same task?
 
-tf-idf: a task is kept as two vectors over hashed words, the mean over its texts of each word's share of the text, and the
-number of texts it occurs in. idf = ln((1 + n) / (1 + df)) + 1 over all texts of the tasks that are compared, so no text
-has to be read again when the library grows.
+tf-idf: a task is kept as two vectors over hashed words, the mean over its texts of each word's share of the text, and
+the number of texts it occurs in. idf = ln((1 + n) / (1 + df)) + 1 over all texts of the tasks that are compared, so no
+text has to be read again when the library grows.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ Wolf's a, and H = (1 - a) tr(S_a^-1 B): 0 where class means agree, at most the n
 is what coding all rows (centred, of mean square length 1) takes beyond coding each class by itself, in nats, at
 distortion eps.
 
-Sources: Bao et al. 2019 (An Information-Theoretic Approach to Transferability), shrunk by Ibrahim et al. 2021 (Newer is
-not always better); Huang et al. 2022 (Frustratingly Easy Transferability Estimation). Both know classes; for numbers
-use :func:`anytune.evaluate.transferability.inputs.binned`.
+Sources: Bao et al. 2019 (An Information-Theoretic Approach to Transferability), shrunk by Ibrahim et al. 2021 (Newer
+is not always better); Huang et al. 2022 (Frustratingly Easy Transferability Estimation). Both know classes; for
+numbers use :func:`anytune.evaluate.transferability.inputs.binned`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ P [n, w] and Q [m, w] hold one row a prompt position; of reparametrised prompts 
 
     mean_cosine       cos(mean_j p_j, mean_j q_j)              the order of positions plays no part; any n and m
     flat_cosine       cos(vec P, vec Q)                        n = m
-    pairwise_cosine   1/(n m) sum_ij cos(p_i, q_j)             of a prompt with itself below 1 unless all rows are parallel
+    pairwise_cosine   1/(n m) sum_ij cos(p_i, q_j)             with itself below 1 unless all rows are parallel
     max_pairwise      1/n sum_i max_j <p_i, q_j>               not symmetric; an inner product, so it has a scale
     euclidean_flat    1 / (1 + |vec P - vec Q|)                n = m
     euclidean_pairwise  1 / (1 + 1/(n m) sum_ij |p_i - q_j|)
