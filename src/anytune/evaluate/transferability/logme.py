@@ -8,9 +8,9 @@ the target's texts under a source prompt. With weights w ~ N(0, 1/alpha I) and n
 is maximised over alpha and beta, divided by N and averaged over the columns. No prompt of the target is needed.
 
 For a given ratio t = alpha / beta the best noise is known, s^2(t) = 1/N y^T (I + F F^T / t)^-1 y, which leaves a
-curve in one number: -1/2 (log(2 pi s^2) + 1) - 1/(2N) sum_i log(1 + sigma_i / t), with sigma_i the eigenvalues of F F^T. It is
-looked at on a grid of t over twenty decades and refined around its best point, so it cannot stop at a lesser maximum,
-as the usual fixed-point iteration may.
+curve in one number: -1/2 (log(2 pi s^2) + 1) - 1/(2N) sum_i log(1 + sigma_i / t), with sigma_i the eigenvalues of
+F F^T. It is looked at on a grid of t over twenty decades and refined around its best point, so it cannot stop at a
+lesser maximum, as the usual fixed-point iteration may.
 
 Source: You et al. 2021 (LogME: Practical Assessment of Pre-trained Models for Transfer Learning). Choice of ours:
 where labels are an exact linear function of fewer than N features the evidence has no bound, and the end of the grid
