@@ -48,6 +48,8 @@ FILE_KEYS = (
     "old_base",
     "delta",
     "start_from",
+    "sources",
+    "teachers",
     "task",
     "tasks",
     "score_on",
@@ -175,7 +177,19 @@ def _run_job(
     start = made.get(slug(arguments["start_from"]), []) if arguments.get("start_from") else []
     if len(start) == 1:
         arguments["start_from"] = start[0]
+    for key in ("sources", "teachers"):
+        if key in arguments:
+            arguments[key] = [_made(one, made) for one in arguments[key]]
     return function(**arguments)
+
+
+def _made(prompt: Any, made: Mapping[str, list[Entry]]) -> Any:
+    """A source or teacher, with the one artefact put in that an earlier job of the recipe gave this name."""
+    name = prompt.get("delta") if isinstance(prompt, Mapping) else prompt
+    found = made.get(slug(name), []) if isinstance(name, str) else []
+    if len(found) != 1:
+        return prompt
+    return {**prompt, "delta": found[0]} if isinstance(prompt, Mapping) else found[0]
 
 
 # From text to values
