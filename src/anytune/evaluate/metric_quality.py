@@ -230,13 +230,18 @@ def regret(predicted: np.ndarray, truth: np.ndarray, k: int) -> float:
 
     Where the k-th place is tied, the mean over which of the tied ones are taken.
     """
+    return max(0.0, float(truth.max()) - _best_among(predicted, truth, k))
+
+
+def _best_among(predicted: np.ndarray, truth: np.ndarray, k: int) -> float:
+    """The best of ``truth`` among the ``k`` with the highest ``predicted``; of tied ones the mean over choices."""
     edge = np.sort(predicted)[::-1][k - 1]
     sure, tied = truth[predicted > edge], np.sort(truth[predicted == edge])
     taken, every = k - len(sure), len(tied)
     # P(the largest of the taken is the i-th smallest of the tied) = C(i - 1, taken - 1) / C(every, taken)
     chances = np.array([math.comb(place, taken - 1) for place in range(every)]) / math.comb(every, taken)
     best = np.maximum(tied, sure.max()) if len(sure) else tied
-    return max(0.0, float(truth.max() - chances @ best))
+    return float(chances @ best)
 
 
 def _target(
@@ -244,7 +249,6 @@ def _target(
 ) -> TargetQuality:
     tries = [one for one in k if one <= len(true)]
     same = np.zeros(len(true))
-    best = float(true.max())
     return TargetQuality(
         target=place,
         sources=len(true),
@@ -254,10 +258,10 @@ def _target(
         ndcg={one: ndcg(guess, true, one) for one in tries},
         regret={one: regret(guess, true, one) for one in tries},
         random_regret={one: regret(same, true, one) for one in tries},
-        chosen=best - regret(guess, true, 1),
-        oracle=best,
+        chosen=_best_among(guess, true, 1),
+        oracle=float(true.max()),
         random=float(true.mean()),
-        size=None if sizes is None else best - regret(sizes, true, 1),
+        size=None if sizes is None else _best_among(sizes, true, 1),
     )
 
 
