@@ -99,7 +99,7 @@ def refuse_self_pairs(sources: Collection[GivenPrompt], *tasks: Task) -> None:
     """
     for source in sources:
         record = source.entry.manifest.task
-        if record is not None and any(_same(record, task) for task in tasks):
+        if record is not None and any(same_task(record, task) for task in tasks):
             raise DataError(
                 f"source '{source.entry.reference}' was tuned on '{record.name}', which is this very task",
                 why="Going on with it is training longer, not transfer.",
@@ -108,7 +108,7 @@ def refuse_self_pairs(sources: Collection[GivenPrompt], *tasks: Task) -> None:
             )
 
 
-def _same(record: Any, task: Task) -> bool:
+def same_task(record: Any, task: Task) -> bool:
     """Whether a delta's task is this one: the same rows, or other rows of the same columns of the same data set."""
     if record.content and record.content == task.content:
         return True

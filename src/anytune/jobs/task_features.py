@@ -31,14 +31,17 @@ from anytune.engine.runtime import Runtime
 from anytune.errors import BaseError, DataError
 from anytune.evaluate.transferability import EmbeddingMean, TaskWords, task_words
 from anytune.jobs.prompt_reading import look
-from anytune.manifests import write_atomic
+from anytune.manifests import caches_written, write_atomic
 from anytune.models.base import Base
 from anytune.models.soft_prompts import given_prompt_values
+from anytune.store import Entry
 
 FEATURES_NAME = "task_features.safetensors"
 FORMAT = 1
 #: Rows of the training split that a task is embedded by, and the seed that draws them.
 ROWS, SEED = 256, 0
+#: Tokens of a text that are read where nobody says.
+MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def encoded_rows(task: Task, rows: Sequence[Example], base: Base, max_length: in
 
 def task_features(
     model: nn.Module, base: Base, task: Task, runtime: Runtime, *, weights: str = "", rows: int = ROWS,
-    seed: int = SEED, max_length: int = 128, batch_size: int = 32,
+    seed: int = SEED, max_length: int = MAX_LENGTH, batch_size: int = 32,
 ) -> TaskFeatures:  # fmt: skip
     """Features of a task under the prompt that stands on ``model``."""
     read = sampled(task, rows, seed)
@@ -143,6 +146,22 @@ def _hash(text: str, label: str = "") -> int:
 
 
 # Files
+
+
+def keep_features(entry: Entry, model: nn.Module, base: Base, task: Task, runtime: Runtime) -> TaskFeatures:
+    """Make the features of a stored prompt and put them beside it.
+
+    Args:
+        model: a task model with the prompt on it.
+    """
+    length = int(entry.manifest.training.get("max_length") or MAX_LENGTH)
+    made = task_features(
+        model.to(runtime.device), base, task, runtime, weights=entry.id,
+        max_length=length if base.position_limit is None else min(length, base.position_limit),
+    )  # fmt: skip
+    if caches_written():
+        write_features(entry.folder, made)
+    return made
 
 
 def write_features(folder: Path, features: TaskFeatures) -> None:

@@ -28,6 +28,7 @@ from anytune.jobs.failures import keep_failure
 from anytune.jobs.forecast import Prepared
 from anytune.jobs.resuming import Resume, RunIdentity, once
 from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
+from anytune.jobs.task_features import keep_features
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent
 from anytune.methods import registry
 from anytune.methods.objective import objective_for
@@ -37,6 +38,7 @@ from anytune.models.base import Base
 from anytune.models.delta import FullDelta
 from anytune.models.dropout import set_dropout
 from anytune.models.probe import make_probe
+from anytune.models.soft_prompts import prompt_of
 from anytune.store import Entry, Store
 
 if TYPE_CHECKING:
@@ -357,7 +359,10 @@ class _Outcome:
             if (self.work / METRICS_NAME).exists():
                 shutil.copy(self.work / METRICS_NAME, folder / METRICS_NAME)
 
-        return Entry(store.add(manifest, write), manifest)
+        entry = Entry(store.add(manifest, write), manifest)
+        if delta is not None and prompt_of(self.model) is not None:
+            keep_features(entry, self.model, plan.base, plan.task, self.runtime)
+        return entry
 
     def evaluate(self, split: str) -> tuple[Evaluation, Answers]:
         return _scorer(self.plan, self.encoded, split, self.runtime)(self.model)
