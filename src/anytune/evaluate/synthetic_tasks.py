@@ -35,14 +35,20 @@ Knob = Literal["rule", "inputs", "format"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 KNOBS: tuple[Knob, ...] = get_args(Knob)
 LABELS = ("left", "right")
-_WORDS = """
-red table north paper stone music green window river train bread glass
-horse cloud yellow garden hammer letter ship candle mirror button pepper ladder
-wave tide harbor sail anchor coast island storm shore fish boat wind beach dock crew whale
-meeting report manager email budget contract client desk salary office project team phone staff boss lawyer
-""".split()
 #: Cue word i points at 15 i + 7.5 degrees, so each has its opposite twelve places on.
-CUES, SEA, OFFICE = tuple(_WORDS[:24]), tuple(_WORDS[24:40]), tuple(_WORDS[40:])
+CUES = (
+    *("red", "table", "north", "paper", "stone", "music", "green", "window", "river", "train", "bread", "glass"),
+    *("horse", "cloud", "yellow", "garden", "hammer", "letter", "ship", "candle", "mirror", "button", "pepper"),
+    "ladder",
+)
+SEA = (
+    *("wave", "tide", "harbor", "sail", "anchor", "coast", "island", "storm"),
+    *("shore", "fish", "boat", "wind", "beach", "dock", "crew", "whale"),
+)
+OFFICE = (
+    *("meeting", "report", "manager", "email", "budget", "contract", "client", "desk"),
+    *("salary", "office", "project", "team", "phone", "staff", "boss", "lawyer"),
+)
 _CUES_A_TEXT, _OTHERS_A_TEXT = 3, 8
 #: Degrees added to every rule, so that no sum of cues lies on its line.
 _TILT = 1.0
