@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,17 +19,15 @@ from anytune.jobs.opening import open_delta, wrong_base
 from anytune.jobs.tuning import GivenPrompt, load_delta
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
+from anytune.models.prompt_files import prompt_of_adapter
+from anytune.models.soft_prompt_config import is_soft_prompt
+from anytune.models.soft_prompts import PromptSource
 from anytune.store import Entry, Store
-
-if TYPE_CHECKING:
-    from anytune.models.soft_prompts import PromptSource
 
 Reference: TypeAlias = "Entry | str | Path | Mapping[str, Any]"
 #: One prompt, or several, best first; a mapping names it as ``delta`` and may say its ``similarity`` to the task.
 References: TypeAlias = "Reference | Sequence[Reference]"
 KEYS = ("delta", "similarity")
-#: What PEFT calls the kinds of adapter that are soft prompts.
-PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 
 
 def given_prompts(references: References | None, base: Base, store: Store, role: str = "sources") -> list[GivenPrompt]:
@@ -68,16 +66,13 @@ def prompt_of_entry(entry: Entry) -> PromptSource:
     """
     manifest = entry.manifest
     delta = load_delta(entry) if manifest.form != "full" else None
-    if not isinstance(delta, AdapterDelta) or delta.config["peft_type"] not in PROMPTS:
+    if not isinstance(delta, AdapterDelta) or not is_soft_prompt(delta.config):
         what = "a full difference" if delta is None else f"a {delta.config['peft_type']} adapter"
         raise DeltaError(
             f"'{entry.reference}' is {what}, not a soft prompt",
             why="Only what prompt tuning stored can be started from, or learnt from, as a prompt.",
             fix="anytune tune BASE TASK --method prompt_tuning   (makes one)",
         )
-    from anytune.models.prompt_files import prompt_of_adapter
-    from anytune.models.soft_prompts import PromptSource
-
     config, values, head = prompt_of_adapter(delta)
     for name, tensor in {"the prompt": values, **head}.items():
         if not torch.isfinite(tensor).all():
