@@ -320,7 +320,9 @@ def install_delta(delta: AnyDelta, model: nn.Module, base: Base, *, trainable: b
 
 
 def delta_of(model: nn.Module, base: Base, head_names: list[str], identity: BaseIdentity) -> AnyDelta:
-    """The delta a tuned model is: an adapter if PEFT wraps it, else the full difference to its base."""
+    """The delta a tuned model is: a soft prompt, an adapter if PEFT wraps it, else the full difference to its base."""
+    if prompt_of(model) is not None:
+        return AdapterDelta.from_model(model, identity, head_names)
     if hasattr(model, "peft_config"):
         return AdapterDelta.from_model(model, identity)
     tensors = base.tensors(pretraining_head=True)

@@ -91,16 +91,24 @@ def layout_of(model: Any, anatomy: Anatomy) -> PromptLayout:
     its encoder, where the task does without a decoder).
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config, attentions = inner.config, self_attentions(anatomy, inner)
+    words = word_table(reading_module(inner, anatomy)).weight.shape[1]
+    writes = anatomy.encoder_decoder and compat.adapter_task_type(inner) == "SEQ_2_SEQ_LM"
+    return layout_from(inner.config, len(self_attentions(anatomy, inner)), words, writes)
+
+
+def layout_from(config: Any, layers: int, words: int, writes: bool = False) -> PromptLayout:
+    """The layout for a transformers config.
+
+    Args:
+        config: of the base.
+        layers: that get keys and values.
+        words: width of the word embeddings.
+        writes: whether it is an encoder-decoder that writes text.
+    """
     queries = config.num_attention_heads
     width = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // queries
-    return PromptLayout(
-        layers=len(attentions),
-        heads=getattr(config, "num_key_value_heads", None) or queries,
-        head_dim=width,
-        words=word_table(reading_module(inner, anatomy)).weight.shape[1],
-        doubled=anatomy.encoder_decoder and compat.adapter_task_type(inner) == "SEQ_2_SEQ_LM",
-    )
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    return PromptLayout(layers=layers, heads=heads, head_dim=width, words=words, doubled=writes)
 
 
 def prompt_width(model: Any, kind: Literal["deep", "input"], anatomy: Anatomy) -> int:
@@ -144,7 +152,7 @@ def make_prompt(
             prompt.table.copy_(values.detach())
         else:
             prompt.table.copy_(torch.randn(prompt.table.shape, generator=draw) * std)
-        for layer in prompt.projection or ():
+        for layer in prompt.modules():
             if isinstance(layer, nn.Linear):
                 bound = 1 / math.sqrt(layer.in_features)
                 for weight in (layer.weight, layer.bias):
@@ -167,7 +175,7 @@ def attach_prompt(model: Any, prompt: SoftPrompt, anatomy: Anatomy) -> None:
         )
     inner = _inner(model)
     layout = layout_of(inner, anatomy)
-    if layout.width(prompt.config.kind) != prompt.layout.width(prompt.config.kind) or layout != prompt.layout:
+    if layout != prompt.layout:
         raise MethodError(
             f"the prompt was made for {_sizes(prompt.layout)}, this model has {_sizes(layout)}",
             why="Its numbers would land in other layers and heads.",
