@@ -1,6 +1,7 @@
 """What transfers of soft prompts gained, from the lines of their runs alone: pure functions on plain values.
 
-A line is one run on a target task: ``target``, ``metric``, ``source`` (None for an arm without one), ``family``
+A line is one run on a target task: ``target``, ``metric``, ``source`` (None for an arm without one), ``sources`` (how
+the arm's were taken: "none", "all", "some", or one for each run, "chosen" or "random"), ``family``
 (source and target have texts in common), ``arm``, ``control``, ``seed``, ``restart``, ``learning_rate``,
 ``validation``, ``early`` and ``test`` (raw, in the metric; None if the run diverged; ``early`` is validation at the
 first look after the start), ``floor``, ``steps`` and ``seconds`` of the run, ``spent_steps`` and ``spent_seconds``
@@ -62,6 +63,8 @@ class Grid:
     metrics: Mapping[str, str]
     #: (source, target) with texts in common
     families: frozenset[tuple[str, str]]
+    #: arms that were run from one source for each target and seed
+    single: frozenset[str] = frozenset()
 
     @property
     def sources(self) -> list[str]:
@@ -74,9 +77,7 @@ class Grid:
 
     def pairs(self, arm: str, target: str) -> dict[str, Mapping[int, Scored]]:
         """Source -> seed -> what was scored, of an arm on a target."""
-        return {
-            source: on[target] for source, on in self.runs[arm].items() if source is not None and target in on
-        }
+        return {source: on[target] for source, on in self.runs[arm].items() if source is not None and target in on}
 
 
 def grid_of(lines: Iterable[Line], *, families: bool = True) -> Grid:
@@ -88,8 +89,10 @@ def grid_of(lines: Iterable[Line], *, families: bool = True) -> Grid:
     groups: dict[tuple[str, str | None, str, int], list[Line]] = {}
     related: set[tuple[str, str]] = set()
     targets: dict[str, Line] = {}
-    control = ""
+    control, single = "", set()
     for line in lines:
+        if line["sources"] in ("chosen", "random"):
+            single.add(line["arm"])
         control = line["control"]
         targets.setdefault(line["target"], line)
         if line["family"]:
@@ -102,11 +105,12 @@ def grid_of(lines: Iterable[Line], *, families: bool = True) -> Grid:
         runs.setdefault(arm, {}).setdefault(source, {}).setdefault(target, {})[seed] = chosen(found)
     floors = {name: _signed(line["floor"], line["metric"]) for name, line in targets.items()}
     metrics = {name: line["metric"] for name, line in targets.items()}
-    return Grid(runs, control, list(targets), floors, metrics, frozenset(related))
+    return Grid(runs, control, list(targets), floors, metrics, frozenset(related), frozenset(single))
 
 
 def chosen(lines: Sequence[Line]) -> Scored:
     """One of several runs that validation chooses; a run that diverged is never chosen beside one that did not."""
+
     def better(line: Line) -> float:
         found = _signed(line["validation"], line["metric"])
         return -np.inf if found is None or line["failed"] else found
@@ -114,11 +118,10 @@ def chosen(lines: Sequence[Line]) -> Scored:
     best = max(lines, key=better)  # max keeps the first of equals
     shared = {(line.get("shared_steps", 0), line.get("shared_seconds", 0.0)) for line in lines}
     common = (max(one[0] for one in shared), max(one[1] for one in shared))
-    return Scored(
-        *(_signed(best[key], best["metric"]) for key in ("test", "validation", "early")),
-        steps=sum(line["spent_steps"] - line.get("shared_steps", 0) for line in lines) + common[0],
-        seconds=sum(line["spent_seconds"] - line.get("shared_seconds", 0.0) for line in lines) + common[1],
-    )
+    test, validation, early = (_signed(best[key], best["metric"]) for key in ("test", "validation", "early"))
+    steps = sum(line["spent_steps"] - line.get("shared_steps", 0) for line in lines) + common[0]
+    seconds = sum(line["spent_seconds"] - line.get("shared_seconds", 0.0) for line in lines) + common[1]
+    return Scored(test, validation, early, steps, seconds)
 
 
 def _signed(value: Any, metric: str) -> float | None:
@@ -148,7 +151,9 @@ class Reading:
     against: Against | None = None
 
 
-def readings(grid: Grid, choices: Mapping[str, str | None], teachers: Mapping[str, str] | None = None) -> list[Reading]:
+def readings(
+    grid: Grid, choices: Mapping[str, str | None], teachers: Mapping[str, str] | None = None
+) -> list[Reading]:
     """Every arm, those with sources in all readings; the control first.
 
     Args:
@@ -162,8 +167,11 @@ def readings(grid: Grid, choices: Mapping[str, str | None], teachers: Mapping[st
         many = {target: found for target in grid.targets if (found := grid.pairs(arm, target))}
         if not many:
             continue
-        if max(map(len, many.values())) == 1:  # one source a target: there is nothing to read differently
-            made.append(_reading(arm, {target: next(iter(found.values())) for target, found in many.items()}))
+        if arm in grid.single or max(map(len, many.values())) == 1:  # there is nothing to read differently
+            made.append(_reading(arm, {
+                target: {seed: one for runs in found.values() for seed, one in runs.items()}
+                for target, found in many.items()
+            }))  # fmt: skip
             continue
         made += [one for kind in READINGS if (one := _of_sources(arm, kind, many, choices)) is not None]
     for arm, teacher in (teachers or {}).items():
@@ -189,7 +197,7 @@ def _of_sources(
     paid: list[float] = []
     for target, found in many.items():
         if kind == "chosen source":
-            name = choices.get(target)
+            name = choices.get(target) or ""
         else:
             values = {source: _mean(runs, "validation" if "validation" in kind else "test")
                       for source, runs in found.items()}  # fmt: skip

@@ -19,6 +19,7 @@ from anytune.jobs.forecast import PENDING, Forecast, standing_in
 from anytune.jobs.opening import open_base, open_store, open_task
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recycle import recycle
+from anytune.jobs.transfer_grid import transfer_grid
 from anytune.jobs.tune import tune
 from anytune.jobs.use_forecasts import forecast_evaluation
 from anytune.manifests import caches_unwritten, read_manifest
@@ -144,6 +145,12 @@ class Planner:
         base, pending = self._base(given["base"])
         with standing_in() if pending else nullcontext():
             made: Any = anytime_matrix(**{**given, "base": base}, dry_run=True)
+        return list(made)
+
+    def _transfer(self, given: dict[str, Any]) -> list[Forecast]:
+        base, pending = self._base(given["base"])
+        with standing_in() if pending else nullcontext():
+            made: Any = transfer_grid(**{**given, "base": base}, dry_run=True)
         return list(made)
 
     def _report(self, given: dict[str, Any]) -> list[Forecast]:

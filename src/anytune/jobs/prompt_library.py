@@ -213,7 +213,7 @@ def task_behind(entry: Entry) -> Task:
     recipe = manifest.recipe
     columns = {key: recipe[key] for key in _COLUMN_KEYS if recipe.get(key) is not None}
     source = recipe.get("task", record.ref)
-    source = source if isinstance(source, Mapping) else record.ref
+    source = dict(source) if isinstance(source, Mapping) else record.ref
     task = open_task(source, **{**known_columns(manifest), **columns})
     size, per_class, drawn = (recipe.get(key) for key in _SUBSET_KEYS)
     if size is not None or per_class is not None:
@@ -226,3 +226,11 @@ def task_behind(entry: Entry) -> Task:
             fix=f"anytune transfer add {entry.reference} --task FILE",
         )
     return task
+
+
+def size_of(one: Candidate) -> int:
+    """Training rows of a candidate's task."""
+    if one.features is not None:
+        return one.features.size
+    record = one.entry.manifest.task
+    return record.counts.get("train", 0) if record else 0

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +173,12 @@ def check_measures(names: Sequence[str] | None, metric: str | None = None) -> li
 
 def ranked(found: Sequence[Ranked], metric: str) -> list[Ranked]:
     """In the order of a measure; equal scores share a rank, those without one come last."""
+
     def value(one: Ranked) -> float:
         score = one.scores.get(metric)
         return -math.inf if score is None or math.isnan(score) else score
 
     order = sorted(found, key=lambda one: (-value(one), one.task, one.reference))
     values = np.array([value(one) for one in order])
-    return [
-        Ranked(one.entry, one.task, one.scores, None if value(one) == -math.inf else int((values > value(one)).sum()) + 1,
-               one.family, one.size)
-        for one in order
-    ]  # fmt: skip
+    places = [None if one == -math.inf else int((values > one).sum()) + 1 for one in values]
+    return [replace(one, rank=place) for one, place in zip(order, places, strict=True)]

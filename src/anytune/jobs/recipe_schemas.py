@@ -203,6 +203,33 @@ class AnytimeRecipe(JobRecipe):
     fan_out: str = "processes"
 
 
+class TransferRecipe(JobRecipe):
+    """``job: transfer``; see :func:`anytune.jobs.transfer_grid.transfer_grid`."""
+
+    home = ("anytune.jobs.transfer_grid", "transfer_grid")
+    job: Literal["transfer"] = "transfer"
+    base: str
+    sources: Sources
+    targets: Sources
+    arms: dict[str, Any]
+    out: str
+    control: str = "prompt tuning"
+    store: str | None = None
+    prompt: dict[str, Any] | None = None
+    seeds: Seeds | None = None
+    train_size: Count | None = None
+    source_size: Count | None = None
+    source_seed: int = 0
+    training: dict[str, Any] | None = None
+    source_training: dict[str, Any] | None = None
+    rates: list[float] | None = None
+    measures: list[str] | None = None
+    choose_by: str = "logme"
+    rows: Count | None = None
+    workers: int | None = None
+    fan_out: str = "processes"
+
+
 class ReportRecipe(JobRecipe):
     """``job: report``; see :func:`anytune.jobs.report.report`."""
 
@@ -221,5 +248,6 @@ JOBS: dict[str, type[JobRecipe]] = {
     "evaluate": EvaluateRecipe,
     "compare": CompareRecipe,
     "anytime": AnytimeRecipe,
+    "transfer": TransferRecipe,
     "report": ReportRecipe,
 }

@@ -127,6 +127,7 @@ def text_hashes(rows: Sequence[Example]) -> np.ndarray:
 
 def example_hashes(task: Task, rows: Sequence[Example]) -> np.ndarray:
     """A 63-bit hash of each row's text and label, [rows] int64; labels by their names."""
+
     def named(label: Any) -> str:
         if isinstance(label, tuple):
             return " ".join(task.label_names[tag] for tag in label)
