@@ -160,14 +160,13 @@ def check_measures(names: Sequence[str] | None, metric: str | None = None) -> li
     Raises:
         SettingsError: an unknown one, one twice, or none.
     """
-    if names is None:
-        return list(MEASURES)
-    chosen = [*names, *([metric] if metric and metric not in names else [])]
+    given = list(MEASURES) if names is None else list(names)
+    chosen = [*given, *([metric] if metric and metric not in given else [])]
     for name in chosen:
         if name not in MEASURES:
             raise unknown("measure", name, MEASURES, SettingsError)
     if not chosen or len(set(chosen)) != len(chosen):
-        raise SettingsError(f"measures = {list(names)}", why="Each once, and at least one.", fix="logme, size, random")
+        raise SettingsError(f"measures = {given}", why="Each once, and at least one.", fix="logme, size, random")
     return chosen
 
 

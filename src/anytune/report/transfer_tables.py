@@ -51,8 +51,8 @@ def transfer_tables(lines: Sequence[Line], rankings: Sequence[Line] = ()) -> str
         f"# {len(grid.sources)} sources, {len(grid.targets)} targets, against '{grid.control}'\n",
         f"Scores are on test in {points}, of the weights that validation chose; of runs that differ in rate or "
         "restart alone validation chooses one, and all are paid for. Gains are over the control on the same target "
-        "and seed, above 0 is better, with a 95 % bootstrap interval over targets and seeds; a word (higher, lower, undecided) "
-        "needs an interval without 0 and a sign-flip p below 0.05 after Holm's correction over the rows. 'Could "
+        "and seed, above 0 is better, with a 95 % bootstrap interval over targets and seeds; a word (higher, lower, "
+        "undecided) needs an interval without 0 and a sign-flip p below 0.05 after Holm's correction over the rows. 'Could "
         "show': the smallest true gain with an 80 % chance to be shown. Cost: steps spent on one result, those of the "
         "source and of the teacher among them, as a multiple of the control's.\n",
         *(f"* {kind}: {meaning}" for kind, meaning in READINGS.items()), "",
