@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,7 +183,7 @@ def test_the_same_input_gives_the_same_numbers_and_gain_moves_no_order_within_a_
     assert moved.p == found.p
     assert moved.pooled != found.pooled
     assert moved.regret[1].mean == pytest.approx(found.regret[1].mean)
-    assert replace(moved, targets=(), pooled=None).ndcg[3].mean == pytest.approx(found.ndcg[3].mean)
+    assert moved.ndcg[3].mean == pytest.approx(found.ndcg[3].mean)
 
 
 @pytest.mark.parametrize(
