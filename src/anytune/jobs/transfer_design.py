@@ -99,10 +99,13 @@ class Design:
             left = [arm for arm in left if arm.name not in placed]
         return made
 
-    @property
-    def teaching(self) -> set[str]:
-        """Arms whose runs teach others, or embed the targets: their weights are kept."""
-        return {self.control} | {arm.teacher for arm in self.arms if arm.teacher is not None}
+    def keep(self, arm: TransferArm) -> str:
+        """What is kept of an arm's runs: weights where they teach others or embed the targets, else scores.
+
+        An arm by the method of such a one keeps weights too, so that both find the same runs.
+        """
+        teaching = {self.control} | {one.teacher for one in self.arms if one.teacher is not None}
+        return "weights" if any(one.method == arm.method for one in self.arms if one.name in teaching) else "scores"
 
     def may_start(self, source: str, target: str) -> bool:
         """Whether a source may be used for a target: it is not the target itself."""

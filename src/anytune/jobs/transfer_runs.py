@@ -107,7 +107,7 @@ def plan_sources(made: Made) -> list[Planned]:
 def plan_arm(made: Made, arm: TransferArm) -> Iterator[Planned]:
     """The runs of an arm whose sources, rankings and teachers are there."""
     design = made.design
-    keep = "weights" if arm.name in design.teaching else "scores"
+    keep = design.keep(arm)
     for task in design.targets:
         for seed in arm.seeds:
             for source in sources_of(made, arm, task.name, seed):
