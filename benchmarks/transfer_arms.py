@@ -180,6 +180,7 @@ SMOOTHING = {"name": "label_smoothing", "share": 0.1}
 ARMS: dict[str, tuple[type[Arm], Callable[[], list[Method]]]] = {
     "prompt_tuning": (Arm, lambda: methods("prompt_tuning")),
     "prompt_tuning again": (Arm, lambda: methods("prompt_tuning")),  # what the measure itself is worth
+    "no dropout": (Arm, lambda: methods({"name": "prompt_tuning", "dropout": 0.0})),  # of the prompt, as PEFT has it
     "panda": (Arm, lambda: methods("panda")),
     "published": (Published, lambda: methods("prompt_tuning")),
     "published, short": (PublishedShort, lambda: methods("prompt_tuning")),
