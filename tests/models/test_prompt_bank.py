@@ -78,7 +78,7 @@ def test_a_mixed_batch_answers_and_learns_as_separate_passes(kind, purpose, prom
             torch.testing.assert_close(answers[row][shown[row]], one[shown[row]], rtol=1e-4, atol=2e-5)
         table = prompt_of(single).table.grad
         torch.testing.assert_close(bank.prompts[task].grad, table, rtol=1e-3, atol=1e-4 * float(table.abs().max()))
-        for name, weight in bank.heads[task].named():
+        for name, weight in bank.head(task).items():
             theirs = single.get_parameter(name).grad
             if theirs is None:  # a pooler that words' heads do not read
                 assert weight.grad is None

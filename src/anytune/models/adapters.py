@@ -65,7 +65,7 @@ class AdapterDelta:
         Args:
             peft_model: a ``PeftModel``, or a model with a soft prompt.
             base: written into the config as the base's hub id, sample or name; never a path.
-            head_names: of a soft prompt: what the base does not hold, by default all that is no backbone's or trains.
+            head_names: of a soft prompt: what the base does not hold; by default the task's head and a trained pooler.
         """
         if prompt_of(peft_model) is not None:
             settings, own = prompt_tensors(peft_model, head_names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class PromptBank(nn.Module):
             attach_prompt(self.model, checked, self.anatomy)
         device = next(self.model.parameters()).device
         self.prompts.append(nn.Parameter(source.values.detach().clone().to(device)))
-        self.heads.append(_Head({name: tensor.detach().clone().to(device) for name, tensor in source.head.items()}))
+        self.heads.append(nn.ParameterList(tensor.detach().clone().to(device) for tensor in source.head.values()))
         self.sources.append(source)
         return len(self.sources) - 1
 
@@ -109,20 +109,24 @@ class PromptBank(nn.Module):
         values, mask = self._values(chosen)
         groups = {one: [row for row, other in enumerate(chosen) if other == one] for one in dict.fromkeys(chosen)}
         backbone = self.anatomy.backbone(self.model)
-        bare = not any(list(self.heads[one].names) for one in groups)
+        heads = {one: self.head(one) for one in groups}
         with given_prompt_values(self.model, values, mask), _recorded(backbone, self.anatomy) as made:
             logits = task_output(self.model, batch).logits
-        if bare:
+        if not any(heads.values()):
             return list(logits)
         answers: dict[int, Tensor] = {}
         for one, rows in groups.items():
             index = torch.tensor(rows, device=values.device)
             part = {key: value[index] for key, value in batch.items() if _has_rows(value, len(chosen))}
-            head = {f"model.{name}": weight for name, weight in self.heads[one].named()}
+            head = {f"model.{name}": weight for name, weight in heads[one].items()}
             rest = _Rest(self.model, self.anatomy, made.of(index))
             found = functional_call(rest, head, (part,), tie_weights=False)
             answers |= dict(zip(rows, found, strict=True))
         return [answers[row] for row in range(len(chosen))]
+
+    def head(self, one: int) -> dict[str, Tensor]:
+        """The head of a prompt: state-dict name -> parameter of the bank."""
+        return dict(zip(self.sources[one].head, cast(nn.ParameterList, self.heads[one]), strict=True))
 
     def _checked(self, ids: Tensor | Sequence[int], batch: Mapping[str, Any]) -> list[int]:
         chosen = [int(one) for one in ids]
@@ -149,17 +153,6 @@ class PromptBank(nn.Module):
         if all(len(self.prompts[one]) == length for one in used):
             return values, None
         return values, torch.arange(length, device=values.device) >= length - lengths.unsqueeze(1)
-
-
-class _Head(nn.Module):
-    """Tensors by names that have dots in them."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.names, self.weights = list(tensors), nn.ParameterList(nn.Parameter(one) for one in tensors.values())
-
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        return zip(self.names, self.weights, strict=True)
 
 
 class _Made:

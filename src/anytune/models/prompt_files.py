@@ -60,10 +60,10 @@ def prompt_tensors(
 
     Args:
         model: with a soft prompt.
-        head_names: state-dict names that the base does not hold; by default what is no backbone's, and what trains.
+        head_names: state-dict names that the base does not hold; by default the task's head, and a pooler that trains.
 
     Raises:
-        DeltaError: the model has no prompt, or an adapter beside it.
+        DeltaError: the model has no prompt, an adapter beside it, or weights of the base that train.
     """
     prompt = prompt_of(model)
     if prompt is None or hasattr(model, "peft_config"):
@@ -72,7 +72,7 @@ def prompt_tensors(
             why="A PEFT folder holds one of the two." if prompt else "There is nothing to store.",
         )
     state = model.state_dict()
-    heads = _heads(model, state) if head_names is None else sorted(head_names)
+    heads = _heads(model, state, head_names)
     settings = peft_settings(prompt.config, prompt.layout, compat.adapter_task_type(model))
     settings["modules_to_save"] = _modules(model, heads) or None
     with torch.no_grad():
@@ -175,11 +175,26 @@ def prompt_of_adapter(adapter: AdapterDelta) -> tuple[SoftPromptConfig, Tensor, 
     return config, values.float(), head
 
 
-def _heads(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+def _heads(model: nn.Module, state: Mapping[str, Tensor], head_names: Collection[str] | None) -> list[str]:
+    """What is stored beside the prompt, in the model's order.
+
+    Raises:
+        DeltaError: more trains than that, and would be lost.
+    """
     anatomy = anatomy_of(model)
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    kept = {*anatomy.split(state).task_head, *trained}
-    return [name for name in state if name in kept and not name.startswith(f"{SOFT_PROMPT}.")]
+    if head_names is None:
+        fresh = {name for name in trained if anatomy.is_pooler(name) or not anatomy.is_backbone(name)}
+        head_names = {*anatomy.split(state).task_head, *fresh}
+    kept = [name for name in state if name in head_names and not name.startswith(f"{SOFT_PROMPT}.")]
+    lost = sorted(name for name in trained.difference(kept) if not name.startswith(f"{SOFT_PROMPT}."))
+    if lost:
+        raise DeltaError(
+            f"{len(lost)} weights train beside the soft prompt: {', '.join(lost[:SHOWN])}",
+            why="A prompt is stored as its values and a head; what else training changed would be lost.",
+            fix="requires_grad_(False) on all but model.soft_prompt and the head",
+        )
+    return kept
 
 
 def _modules(model: nn.Module, heads: Iterable[str]) -> list[str]:
