@@ -1,8 +1,8 @@
 """ATTEMPT: each text mixes its own prompt from frozen source prompts and one that is trained.
 
 In plain words: several prompts of other tasks stay as they are, and a new one is trained beside them. A small network
-reads each text's words and says how much of every prompt this text gets. What is useless for the task gets little
-weight, so a bad source does less harm than where training starts from it.
+reads each text's words and says how much of every prompt this text gets. A source that is
+of no use can get little weight; training that starts from it has to forget it.
 
 Formula: P(x) = P_t + sum_j a_j(x) P_j over the k sources and P_t itself, each [n, w] (n places, w values at a place).
 a(x) = softmax_j(<h(x), p_j> / (temperature * sqrt(w))), p_j = the largest of each of the w values over P_j's places;
@@ -15,17 +15,18 @@ width * (d + w) trained weights beside the prompt (for deep prompts w is twice t
 stored; k frozen prompts in memory.
 When not to use it: with one source, where ``prompt_transfer`` starts from it at no cost; where the sources are of
 another length or kind (refused); where every text must be answered with a mixture of its own, see below.
-Choices of ours: what is stored is one plain prompt that PEFT loads, the mean of the prompts that ``texts`` training
-texts mix. While training, scores are of that prompt too, so that what is chosen on validation is what is kept.
-``per: task`` trains that very prompt, so that training and use agree; ``per: text`` is the paper's way. Scores are
-divided by sqrt(w), so that a temperature means the same for prompts of any width. Special tokens are read like words;
-of a text that is to be continued, only what stands before the first answer. The attention starts at random from
-the run's seed: it is not trained on the sources' tasks first.
+Choices of ours: what is stored is one plain prompt that PEFT loads: the mean of the prompts that ``texts`` training
+texts mix, drawn by the run's seed. Validation scores that prompt too, so that what is chosen is what is kept. ``per:
+task`` trains that very prompt, so that training and use agree; ``per: text`` is the paper's way. Attention is divided
+by sqrt(w), so that a temperature means the same for prompts of any width. Special tokens are read like words; of a
+text that is to be continued, only what stands before the first answer. The attention starts at random from the run's
+seed: it is not trained on the sources' tasks first. Width, temperature and texts are ours and not tuned.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anytune.data.splits import permutation
 from anytune.methods.consistency import word_modules
 from anytune.methods.mixing import private_generator
 from anytune.methods.objective import LanguageModelling
@@ -45,6 +47,9 @@ from anytune.methods.step import upcast
 from anytune.models.hyperprompt import unscored_beginning
 from anytune.models.language_modelling import NO_LABEL
 from anytune.models.soft_prompts import SoftPrompt, given_prompt_values, make_prompt, prompt_of
+
+#: texts whose words are looked up at once
+ROWS_AT_ONCE = 64
 
 # ---------------------------------------------------------------------- on tensors
 
@@ -196,7 +201,7 @@ class Attempt(Method):
         self._shares: Tensor | None = None
         config, sources = several_prompts(model, run, self, self.dropout)
         target = make_prompt(model, config, run.anatomy, run.seed, std=self.init_std)
-        texts = self._first_texts(model, run)
+        texts = self._some_texts(model, run)
         query = TextQuery(texts.shape[1], self.width, sources.shape[2], run.seed)
         return put_on(model, run, self, PromptMixture(target, sources, texts, query, self.temperature))
 
@@ -226,18 +231,27 @@ class Attempt(Method):
         read = torch.ones_like(batch["input_ids"]) if read is None else read
         if self._anatomy.causal and isinstance(self._plain, LanguageModelling):
             read = read.bool() & unscored_beginning(batch["labels"], NO_LABEL)
-        return largest_of_words(words, read)
+        return upcast(largest_of_words(words, read))
 
-    def _first_texts(self, model: nn.Module, run: Run) -> Tensor:
-        """m(x) of the first ``texts`` texts of the first epoch, [N, d]."""
+    @torch.no_grad()
+    def _some_texts(self, model: nn.Module, run: Run) -> Tensor:
+        """m(x) of ``texts`` training texts, [N, d]: drawn by the run's seed, or an epoch's first as they come."""
         batches, found, count = run.needed("batches", self), list[Tensor](), 0
         device = next(model.parameters()).device
-        for number in range(batches.batches_per_epoch):
-            batch = {
-                key: value.to(device) for key, value in batches.batch(number).items() if isinstance(value, Tensor)
-            }
-            found.append(self._read(model, batch))
+        for batch in _batches_of(batches, self.texts, run.seed):
+            on_device = {key: one.to(device) for key, one in batch.items() if isinstance(one, Tensor)}
+            found.append(self._read(model, on_device))
             count += len(found[-1])
             if count >= self.texts:
                 break
         return torch.cat(found)[: self.texts]
+
+
+def _batches_of(batches: Any, texts: int, seed: int) -> Iterator[Batch]:
+    encoded = getattr(batches, "encoded", None)
+    if encoded is None:
+        yield from (batches.batch(number) for number in range(batches.batches_per_epoch))
+        return
+    rows = permutation(len(encoded), "texts", seed)[:texts]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield encoded.batch(rows[start : start + ROWS_AT_ONCE])
