@@ -98,8 +98,7 @@ def refuse_self_pairs(sources: Collection[GivenPrompt], *tasks: Task) -> None:
             raise DataError(
                 f"source '{source.entry.reference}' was tuned on '{record.name}', which is this very task",
                 why="Going on with it is training longer, not transfer.",
-                fix="a prompt of another task; as teacher: --method panda --teacher "
-                f"{source.entry.name}; to train on: --start-from",
+                fix=f"a prompt of another task; as teacher: --method panda --teacher {source.entry.reference}",
             )
 
 
