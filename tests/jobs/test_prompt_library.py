@@ -52,7 +52,7 @@ def library(tmp_path_factory, session_cache, tiny_base, tiny_task):
 
 
 def test_features_stand_beside_each_prompt_and_are_what_a_loop_over_rows_gives(library, tiny_base, tiny_task):
-    store, made, _ = library
+    _store, made, _ = library
     entry = made["things"]
     kept = read_features(entry.folder, entry.id)
     assert not isinstance(kept, str), kept
@@ -62,14 +62,16 @@ def test_features_stand_beside_each_prompt_and_are_what_a_loop_over_rows_gives(l
     rows = sampled(task)
     assert kept.rows == len(rows) == len(task.train)
     tokenizer, summed, plain, neurons = base.tokenizer(), 0.0, 0.0, FiredNeurons()
+    fired = []
+
+    def see(module, given, output):
+        fired.append(output[:, 0])
+
     for row in rows:  # one at a time, no padding
         ids = tokenizer(row.text, return_tensors="pt", truncation=True, max_length=24)
         with torch.no_grad():
-            fired = []
-            hooks = [
-                block.intermediate.register_forward_hook(lambda _, __, out: fired.append(out[:, 0]))
-                for block in model.bert.encoder.layer
-            ]
+            fired.clear()
+            hooks = [block.intermediate.register_forward_hook(see) for block in model.bert.encoder.layer]
             summed += model.bert(**ids)[0][0].mean(dim=0).double()
             for hook in hooks:
                 hook.remove()
@@ -121,7 +123,8 @@ def test_a_new_task_is_ranked_by_every_measure_with_itself_left_out(library, tin
     found = rank(tiny_task, tiny_base, store=store)
     assert {one.task for one in found.ranked} == {"alive", "letters"}
     assert list(found.left_out) == [made["things"].reference]
-    assert found.metric == "logme" and [one.rank for one in found.ranked] == [1, 2]
+    assert found.metric == "logme"
+    assert [one.rank for one in found.ranked] == [1, 2]
     problems = {one.name: one.problem for one in found.measures}
     assert not any(problems.values()), problems  # the task's own prompt is in the store
     assert found.scores("size") == {"alive": 42, "letters": 42} or len(found.scores("size")) == 2
@@ -144,13 +147,15 @@ def test_without_a_prompt_of_the_task_the_measures_that_need_one_say_so(library,
     shutil.copytree(library[0], store)
     task = relabelled(tmp_path / "new.csv", 11, lambda name: "s" if name == "stone" else "other")
     found = rank(task, tiny_base, store=store)
-    assert len(found.ranked) == 3 and not found.left_out
+    assert len(found.ranked) == 3
+    assert not found.left_out
     lacking = {one.name for one in found.measures if "needs a prompt" in one.problem}
     assert {"task_cosine", "neuron_overlap", "prompt_mean_cosine"} <= lacking
     with pytest.raises(DataError, match="needs a prompt"):
         rank(task, tiny_base, store=store, metric="task_cosine")
     trained = rank(task, tiny_base, store=store, metric="task_cosine", train=2)
-    assert trained.metric == "task_cosine" and len(trained.ranked) == 3
+    assert trained.metric == "task_cosine"
+    assert len(trained.ranked) == 3
     assert all(-1 <= one.similarity <= 1 for one in trained.ranked)
 
 
@@ -158,7 +163,8 @@ def test_kinds_of_task_rank_too(library, tiny_base, tmp_path):
     store, _, _ = library
     numbers = write_rows(tmp_path / "numbers.csv", [(text, len(text) + 0.5) for text, _ in tiny_rows(60, 12)])
     found = rank(numbers, tiny_base, store=store, kind="regression")
-    assert found.metric == "logme" and found.scores("h_score")
+    assert found.metric == "logme"
+    assert found.scores("h_score")
     words = [(str(text.split()).replace("'", '"'), str(["O" if len(word) < 5 else "B-X" for word in text.split()])
               .replace("'", '"')) for text, _ in tiny_rows(40, 13)]  # fmt: skip
     tags = tmp_path / "tags.jsonl"
@@ -173,7 +179,7 @@ def test_one_class_is_a_clear_error(library, tiny_base, tiny_task):
 
     task = load_task(tiny_task)
     one_class = replace(task, train=tuple(row for row in task.train if row.label == 0), content="other", name="one")
-    with pytest.raises(DataError, match="all .* labels are class 0"):
+    with pytest.raises(DataError, match=r"all .* labels are class 0"):
         rank(one_class, tiny_base, store=library[0], metric="logme")
 
 
@@ -219,7 +225,8 @@ def test_the_same_rows_under_another_name_are_the_task_itself(library, tmp_path,
 
 def test_the_matrix_is_symmetric_and_written(library, tmp_path, tiny_base):
     found = matrix(tiny_base, store=library[0], metric="task_cosine")
-    assert np.allclose(found.values, found.values.T) and np.allclose(np.diag(found.values), 1)
+    assert np.allclose(found.values, found.values.T)
+    assert np.allclose(np.diag(found.values), 1)
     assert sorted(found.order) == [0, 1, 2]
     written = found.write(tmp_path / "out")
     assert [path.name for path in written] == ["task_cosine.csv", "task_cosine.svg"]
@@ -227,7 +234,8 @@ def test_the_matrix_is_symmetric_and_written(library, tmp_path, tiny_base):
     row, column = found.order[0], found.order[1]
     assert table[0][1:] == [found.tasks[place] for place in found.order]
     assert float(table[1][2]) == pytest.approx(found.values[row, column], abs=1e-6)
-    assert "<svg" in written[1].read_text() and found.tasks[0] in written[1].read_text()
+    assert "<svg" in written[1].read_text()
+    assert found.tasks[0] in written[1].read_text()
     for metric in ("neuron_overlap", "tfidf", "prompt_mean_cosine", "prompt_max_pairwise"):
         assert np.isfinite(matrix(tiny_base, store=library[0], metric=metric).values).all()
     with pytest.raises(SettingsError, match="logme"):
@@ -249,12 +257,13 @@ def test_a_prompt_made_elsewhere_joins_with_its_task(library, tmp_path, tiny_bas
     (out / "anytune.json").unlink()
     (out / FEATURES_NAME).unlink(missing_ok=True)
     entry, features = add_prompt(out, base=tiny_base, task=tasks["alive"], store=tmp_path / "s")
-    assert entry.manifest.task.name == "alive" and entry.manifest.label_names == ["no", "yes"]
+    assert entry.manifest.task.name == "alive"
+    assert entry.manifest.label_names == ["no", "yes"]
     kept = read_features(made["alive"].folder, made["alive"].id)
     assert np.allclose(features.embedding["mean"], kept.embedding["mean"], atol=1e-5)
     ranked = rank(tasks["letters"], tiny_base, store=tmp_path / "s", metrics=["logme", "task_cosine"])
     assert [one.task for one in ranked.ranked] == ["alive"]
-    with pytest.raises(DataError, match="labels differ|unknown label"):
+    with pytest.raises(DataError, match=r"labels differ|unknown label"):
         add_prompt(entry.reference, task=tasks["letters"], store=tmp_path / "s")
 
 
@@ -279,6 +288,7 @@ def test_looking_leaves_the_model_as_it_was(library, tiny_base, tiny_task):
     hooks = sum(len(module._forward_hooks) for module in model.modules())
     batches = list(evaluation_batches(encoded_rows(task, task.train, base, 24), 16))
     seen = look(model, base.anatomy, batches, make_runtime("fp32"), logits=True, neurons=True)
-    assert model.training and seen.logits.shape == (len(task.train), 3)
+    assert model.training
+    assert seen.logits.shape == (len(task.train), 3)
     assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

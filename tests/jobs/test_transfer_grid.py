@@ -30,6 +30,7 @@ ARMS = {
                         "teacher": "transfer"},
     "restarts": {"method": "prompt_tuning", "restarts": 2, "seeds": [0]},
     "one at random": {"method": "prompt_transfer", "sources": "random"},
+    "smooth": {"method": ["prompt_tuning", "label_smoothing"], "targets": ["new"], "seeds": [0]},
 }  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def test_every_arm_source_target_and_seed_is_a_line_and_no_task_is_its_own_sourc
     for arm, count in per_seed.items():
         assert len(lines_of(found, arm=arm)) == 2 * count, arm
     assert len(lines_of(found, arm="restarts")) == 2 * 2
+    assert [(line["target"], line["seed"]) for line in lines_of(found, arm="smooth")] == [("new", 0)]
     families = {(line["source"], line["target"]) for line in found.lines if line["family"]}
     assert families == {("half", "new")}
     assert all(line["train"] == 24 for line in found.lines)
@@ -178,7 +180,8 @@ def test_the_readings_are_those_of_a_naive_loop(made):
         for name in names:
             control = np.mean([test("prompt tuning", None, target, seed) for seed in (0, 1)])
             assert gains[name, target] == pytest.approx(means[name] - control)
-    assert shown["restarts"].steps == 4 and shown["transfer, mean source"].steps == 5
+    assert shown["restarts"].steps == 4
+    assert shown["transfer, mean source"].steps == 5
     assert shown["one at random"].scores.keys() == {"things", "new"}
     assert set(shown["one at random"].scores["new"]) == {0, 1}
 
@@ -186,8 +189,9 @@ def test_the_readings_are_those_of_a_naive_loop(made):
 def test_a_dry_run_counts_the_runs_and_makes_none(made, tiny_base, tmp_path):
     _, _, given = made
     forecasts = transfer_grid(tiny_base, out=tmp_path / "out", **{**given, "store": tmp_path / "s"}, dry_run=True)
-    assert len(forecasts) == 3 + 4 + 10 + 10 + 4 + 4 + 4 + 4
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("s/deltas/*"))
+    assert len(forecasts) == 3 + 4 + 10 + 10 + 4 + 4 + 4 + 4 + 1
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob("s/deltas/*"))
 
 
 @pytest.mark.parametrize(
@@ -220,6 +224,10 @@ def test_teachers_must_have_a_run_for_what_they_teach(tiny_base, tasks, tmp_path
         grid(few={**few, "seeds": [0]}, panda={"method": "panda", "sources": ["alive"], "teacher": "few"})
     with pytest.raises(SettingsError, match="teaches itself"):
         grid(a={"method": "panda", "teacher": "b"}, b={"method": "panda", "teacher": "a"})
+    with pytest.raises(SettingsError, match="newer"):
+        grid(plain={"method": "prompt_tuning", "targets": ["newer"]})
+    with pytest.raises(SettingsError, match="not run on"):
+        grid(few={**few, "targets": ["new"]}, panda={"method": "panda", "sources": ["alive"], "teacher": "few"})
     with pytest.raises(SettingsError, match="alivee"):
         grid(few={"method": "prompt_transfer", "sources": ["alivee"]})
 
@@ -231,8 +239,8 @@ def test_settings_of_every_prompt_go_to_the_methods_that_have_them():
     assert with_prompt({"name": "panda", "length": 9}, {"length": 5})["length"] == 9
     assert "kind" not in with_prompt("prompt_transfer", {"length": 5, "kind": "deep"})
     assert with_prompt("lora", {"dropout": 0.1}) == "lora"
-    assert with_prompt(["prompt_tuning", "label_smoothing"], {"length": 5})[1] in ("label_smoothing",
-                                                                                  {"name": "label_smoothing"})  # fmt: skip
+    both = with_prompt(["prompt_tuning", "label_smoothing"], {"length": 5})
+    assert both == [{"name": "prompt_tuning", "length": 5}, {"name": "label_smoothing"}]
 
 
 def test_one_new_task_from_the_library_keeps_what_validates_best(made, tiny_base, tasks, tmp_path):
@@ -241,7 +249,7 @@ def test_one_new_task_from_the_library_keeps_what_validates_best(made, tiny_base
     sources = [entry for entry in Store(folder / "s", create=False).find("delta", form="peft")
                if entry.manifest.tags.get("arm") == "source"]  # fmt: skip
     found = transfer_run(
-        task, tiny_base, store=folder / "s", top=2, training={key: value for key, value in TRAINING.items()},
+        task, tiny_base, store=folder / "s", top=2, training=dict(TRAINING.items()),
         beside=["bitfit"], sources=sources, metric="logme",
     )  # fmt: skip
     names = [(one.name, one.source) for one in found.arms]

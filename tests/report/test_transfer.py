@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -61,7 +62,8 @@ def test_readings_pairs_and_choices_of_a_known_grid():
     assert gain("transfer, mean source") == pytest.approx(100 * sum(GAINS.values()) / 9)
     assert shown["transfer, mean source"].steps == 20
     assert shown["transfer, best source on validation"].steps == 60, "all three were tried"
-    assert shown["plain"].against is None and shown["plain"].steps == 10
+    assert shown["plain"].against is None
+    assert shown["plain"].steps == 10
     [found] = pairs(grid)
     assert (found.n, found.negative) == (9, pytest.approx(3 / 9))
     assert found.worst == pytest.approx((-20 - 10 - 5) / 3)
@@ -107,7 +109,8 @@ def test_measures_are_held_against_what_transfer_gave():
     grid = grid_of(lines_of_grid())
     found = qualities(grid, ranking(), "transfer", "test")
     assert set(found) == {"good", "bad", "flat", "size"}
-    assert found["good"].spearman.mean == pytest.approx(1) and found["bad"].spearman.mean == pytest.approx(-1)
+    assert found["good"].spearman.mean == pytest.approx(1)
+    assert found["bad"].spearman.mean == pytest.approx(-1)
     assert found["good"].regret[1].mean == pytest.approx(0)
     assert found["flat"].undefined == 3
     column = [GAINS[source, "b"] for source in SOURCES]
@@ -136,16 +139,20 @@ def test_clusters_stand_together_whatever_the_order_was():
     order = cluster_order(similarity[np.ix_(mixed, mixed)])
     assert sorted(order) == list(range(12))
     seen = [int(group[mixed[place]]) for place in order]
-    assert sum(a != b for a, b in zip(seen, seen[1:], strict=False)) == 2
-    assert cluster_order(np.full((3, 3), math.nan)) and cluster_order(np.ones((1, 1))) == [0]
+    assert sum(a != b for a, b in itertools.pairwise(seen)) == 2
+    assert cluster_order(np.full((3, 3), math.nan))
+    assert cluster_order(np.ones((1, 1))) == [0]
 
 
 def test_a_heat_map_shows_each_number_in_its_colour():
     values = np.array([[1.0, -0.5], [math.nan, 0.25]])
     drawn = str(heat_map(["<one>", "two"], ["x", "y"], values, "label", marked=[(0, 1)]))
-    assert drawn.count('class="up"') == 2 and drawn.count('class="down"') == 1
-    assert drawn.count('class="none"') == 1 and drawn.count('class="own"') == 1
-    assert "&lt;one&gt;" in drawn and "<one>" not in drawn
+    assert drawn.count('class="up"') == 2
+    assert drawn.count('class="down"') == 1
+    assert drawn.count('class="none"') == 1
+    assert drawn.count('class="own"') == 1
+    assert "&lt;one&gt;" in drawn
+    assert "<one>" not in drawn
     assert 'fill-opacity="0.650"' in drawn, "the largest has the full colour"
     assert middle_of(np.array([[1.0, 0.2], [0.4, 1.0]])) == pytest.approx(0.3)
     assert middle_of(np.array([[1.0, -0.2], [0.4, 1.0]])) == 0
@@ -156,4 +163,5 @@ def test_figures_are_written_with_their_numbers(tmp_path):
     written = write_transfer_figures(grid_of(lines_of_grid()), tmp_path)
     assert {path.suffix for path in written} == {".png", ".svg", ".csv"}
     table = next(path for path in written if path.suffix == ".csv").read_text().splitlines()
-    assert table[0] == ",a,b,c" and table[1].startswith("far,-20.0,-10.0,")
+    assert table[0] == ",a,b,c"
+    assert table[1].startswith("far,-20.0,-10.0,")

@@ -21,7 +21,7 @@ from anytune.models.base import Base
 
 #: The arm that plain prompt tuning is, and what all others are held against where nobody says otherwise.
 CONTROL = "prompt tuning"
-ARM_KEYS = ("method", "sources", "teacher", "training", "rates", "seeds", "restarts")
+ARM_KEYS = ("method", "sources", "teacher", "targets", "training", "rates", "seeds", "restarts")
 #: Which sources an arm is run from.
 SOURCES = ("none", "all", "chosen", "random")
 #: Seeds of restarts lie this far from those of the runs.
@@ -48,6 +48,8 @@ class TransferArm:
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     restarts: int
+    #: names of the targets it is run on; None for all
+    targets: tuple[str, ...] | None = None
 
     @property
     def sourced(self) -> bool:
@@ -86,6 +88,10 @@ class Design:
     def arm(self, name: str) -> TransferArm:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def targets_of(self, arm: TransferArm) -> list[Task]:
+        """The targets an arm is run on."""
+        return [task for task in self.targets if arm.targets is None or task.name in arm.targets]
 
     def phases(self) -> list[list[TransferArm]]:
         """The arms in the order in which they can be made: an arm with a teacher after the teacher's arm."""
@@ -132,7 +138,11 @@ def transfer_design(
     chosen_measures = check_measures(measures, choose_by)
     common, chosen_seeds = merged(training, None), check_seeds(seeds)
     made = []
+    targets_known = [task.name for task in opened[1]]
     for name, given in check_transfer_arms(arms, control, names).items():
+        for one in given.get("targets") or ():
+            if one not in targets_known:
+                raise unknown(f"target of arm '{name}'", str(one), targets_known, SettingsError)
         method = with_prompt(given["method"], prompt)
         check_methods(method, base)
         own = merged(common, given.get("training"))
@@ -143,6 +153,7 @@ def transfer_design(
             teacher=given.get("teacher"), training=own,
             rates=check_rates(given.get("rates", rates), name), restarts=int(given.get("restarts", 1)),
             seeds=tuple(check_seeds(given["seeds"]) if "seeds" in given else chosen_seeds),
+            targets=None if given.get("targets") is None else tuple(given["targets"]),
         ))  # fmt: skip
     check_teachers(made)
     shared = merged(common, None if source_training is None else merged(source_training, None))
@@ -193,10 +204,12 @@ def check_transfer_arms(
         made = {control: {"method": "prompt_tuning"}, **made}
     if control not in made:
         raise unknown("arm as control:", control, made, SettingsError)
-    if made[control].get("sources", "none") != "none" or made[control].get("teacher") is not None:
+    own = made[control]
+    if own.get("sources", "none") != "none" or own.get("teacher") is not None or own.get("targets") is not None:
         raise SettingsError(
-            f"the control '{control}' has sources or a teacher", why="Gains are over no transfer.", fix="control: ..."
-        )
+            f"the control '{control}' has sources, a teacher or targets of its own",
+            why="Gains are over no transfer, on every target.", fix="control: ...",
+        )  # fmt: skip
     return {control: made[control], **made}
 
 
@@ -253,6 +266,12 @@ def check_teachers(arms: Sequence[TransferArm]) -> None:
                 f"{_said(teacher.sources)}",
                 why="Each of its runs learns from the teacher's run of the same source.",
                 fix=f"sources: {_said(teacher.sources)}",
+            )
+        if teacher.targets is not None and (arm.targets is None or not set(arm.targets) <= set(teacher.targets)):
+            raise SettingsError(
+                f"arm '{arm.name}' is run on targets that its teacher '{teacher.name}' is not run on",
+                why="Each of its runs learns from the teacher's run on the same target.",
+                fix=f"targets: [{', '.join(teacher.targets)}]",
             )
         lacking = [seed for seed in arm.seeds if seed not in teacher.seeds]
         if lacking:

@@ -96,7 +96,7 @@ def transfer_grid(
         sources: tasks whose prompts may help; a target among them is no source for itself.
         targets: tasks that are to be helped.
         arms: name -> ``{"method": ...}`` with ``sources`` ("none", "all", "chosen", "random", or names), ``teacher``
-            (another arm), ``training``, ``rates``, ``seeds`` or ``restarts`` of its own if need be.
+            (another arm), ``training``, ``rates``, ``seeds``, ``restarts`` or ``targets`` of its own if need be.
         out: folder of the results; what stands there is written anew.
         control: the arm that gains are over; "prompt tuning" need not be among ``arms``.
         prompt: settings that all prompt methods share: ``{"length": 20, "kind": "deep"}``.
@@ -301,11 +301,11 @@ def forecast_grid(made: Made) -> list[Forecast]:
         found += _forecast(made, [one])
     for arm in design.arms:
         if not arm.sourced and arm.teacher is None:
-            for task in design.targets:
+            for task in design.targets_of(arm):
                 found += _forecast(made, [one for one in plan_arm(made, arm) if one.target == task.name])
             continue
         with standing_in():
-            for task in design.targets:
+            for task in design.targets_of(arm):
                 named = None if isinstance(arm.sources, str) else arm.sources
                 count = sum(design.may_start(source.name, task.name) for source in design.sources
                             if named is None or source.name in named)  # fmt: skip

@@ -108,7 +108,7 @@ def plan_arm(made: Made, arm: TransferArm) -> Iterator[Planned]:
     """The runs of an arm whose sources, rankings and teachers are there."""
     design = made.design
     keep = design.keep(arm)
-    for task in design.targets:
+    for task in design.targets_of(arm):
         for seed in arm.seeds:
             for source in sources_of(made, arm, task.name, seed):
                 given, before = _given(made, arm, source, task.name, seed)
