@@ -14,7 +14,10 @@ from anytune import compat
 from anytune.errors import BaseError, DataError, MethodError, SettingsError
 from anytune.models.anatomy import anatomy_of
 from anytune.models.answering import task_output
+from anytune.models.hyperprompt import make_hyperprompt
+from anytune.models.hyperprompt_config import HyperPromptConfig
 from anytune.models.prompt_attention import with_prompt
+from anytune.models.prompted import attach, given_prompt
 from anytune.models.soft_prompt_config import SoftPromptConfig
 from anytune.models.soft_prompts import (
     attach_prompt,
@@ -262,6 +265,13 @@ def test_a_decoders_cache_and_generation_go_on_after_the_prompt(kind, prompts):
     own = prompt_of(model).values().detach()
     with given_prompt_values(model, torch.cat([own[:1], own]).expand(2, -1, -1), torch.arange(5).expand(2, -1) > 0):
         assert torch.equal(model.generate(**asked, **how, num_beams=3), beams)
+    each = torch.stack([own, -own])  # a prompt for each text goes with all of the text's beams
+    with given_prompt_values(model, each):
+        both = model.generate(**asked, **how, num_beams=3)
+    for row in range(2):
+        with given_prompt_values(model, each[row]):
+            alone = model.generate(**{name: one[row : row + 1] for name, one in asked.items()}, **how, num_beams=3)
+        assert torch.equal(both[row], alone[0])
 
 
 @pytest.mark.parametrize("prompts", ["deep", "input"])
@@ -450,6 +460,39 @@ def test_what_cannot_be_put_on_is_refused():
     ):
         answers(model, batch_of("bert"))
     detach_prompt(llama)  # nothing to take off
+
+
+@pytest.mark.parametrize("prompts", ["deep", "input"])
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_a_soft_prompt_stands_beside_a_hypernetworks(kind, prompts):
+    model, batch = task_model(kind, "pretraining"), batch_of(kind, pad=0)
+    attach(model, make_hyperprompt(model, HyperPromptConfig(components=3, length=2), 1), anatomy_of(model))
+    before = answers(model, batch)
+    config = SoftPromptConfig(kind=prompts, length=LENGTH)
+    attach_prompt(model, make_prompt(model, config, anatomy_of(model), 3, std=1.0), anatomy_of(model))
+    with given_prompt_values(model, None):
+        assert torch.equal(answers(model, batch), before)
+    both = answers(model, batch)
+    assert both.shape == before.shape
+    assert float((both - before).abs().max()) > 1e-5
+    with given_prompt_values(model, torch.randn(3, 2, prompt_of(model).layout.width(prompts)), torch.zeros(3, 2)):
+        torch.testing.assert_close(answers(model, batch), before, rtol=1e-4, atol=1e-5)
+    if kind != "bert":
+        how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+        asked = {name: one[:2] for name, one in batch.items()}
+        model.generation_config.eos_token_id = None
+        with given_prompt(model, torch.zeros(2, 16)):  # else without a cache each step would write a new one
+            assert torch.equal(model.generate(**asked, **how), model.generate(**asked, **how, use_cache=False))
+
+
+def test_an_input_prompt_beside_a_hypernetworks_on_an_encoder_decoder_is_refused():
+    model = task_model("t5", "pretraining")
+    anatomy = anatomy_of(model)
+    attach(model, make_hyperprompt(model, HyperPromptConfig(components=3, length=2), 1), anatomy)
+    with pytest.raises(BaseError, match="kind: deep"):
+        attach_prompt(model, make_prompt(model, SoftPromptConfig(kind="input"), anatomy, 0), anatomy)
+    assert prompt_of(model) is None
+    attach_prompt(model, make_prompt(model, SoftPromptConfig(), anatomy, 0), anatomy)
 
 
 def test_a_mask_of_an_unknown_form_is_refused():

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from anytune.errors import DataError
 from anytune.models.anatomy import Anatomy
 
-#: the mark on a cache whose first places hold prompts: how many
+#: the marks on a cache whose first places hold prompts: how many, of a hypernetwork's and of a tuned one
 PROMPT_PLACES = "anytune_prompt_places"
+SOFT_PROMPT_PLACES = "anytune_soft_prompt_places"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def check_room(needed: int, rows: int, length: int, offset: int, shorter: str) -
         )
 
 
-def cut_from(output: Any, places: Places, module: Any, repool: bool) -> Any:
+def cut_from(output: Any, places: Places, module: Any, repool: bool, mark: str = PROMPT_PLACES) -> Any:
     """A model's output without the prompt's places.
 
     Args:
@@ -133,6 +134,7 @@ def cut_from(output: Any, places: Places, module: Any, repool: bool) -> Any:
         places: where text and prompt stand.
         module: the part of the model that was given the text; its pooler is asked again with ``repool``.
         repool: whether the prompt took the place that the pooler reads.
+        mark: what the cache is to say it by.
     """
     if isinstance(output, tuple):
         return (places.cut(output[0]), *output[1:])
@@ -149,7 +151,7 @@ def cut_from(output: Any, places: Places, module: Any, repool: bool) -> Any:
         )
     past = output.get("past_key_values")
     if past is not None:
-        setattr(past, PROMPT_PLACES, places.order.shape[1] - places.text.shape[1])
+        setattr(past, mark, places.order.shape[1] - places.text.shape[1])
     return output
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from anytune import compat
-from anytune.errors import MethodError
+from anytune.errors import BaseError, MethodError
 from anytune.models.anatomy import Anatomy
 from anytune.models.hyperprompt import reading_module, word_table
 from anytune.models.insertion import (
-    PROMPT_PLACES,
+    SOFT_PROMPT_PLACES,
     Places,
     check_room,
     checked_mask,
@@ -43,6 +43,7 @@ from anytune.models.prompt_attention import (
     self_attentions,
     unroute,
 )
+from anytune.models.prompted import prompting_of
 
 #: values and which of their places count; "none" for no prompt; None for the model's own
 Given = tuple[Tensor, Tensor | None] | Literal["none"] | None
@@ -205,10 +206,16 @@ class InputPlacing(Placing):
     def hang(self, model: Any) -> None:
         """Put hooks on what reads the text, and on the decoder beside it."""
         module = reading_module(model, self.anatomy)
+        self._has_decoder = len(self.anatomy.block_stacks(model)) > 1
+        if self._has_decoder and prompting_of(model) is not None:
+            raise BaseError(
+                "an input prompt cannot stand beside a hypernetwork's on an encoder-decoder",
+                why="The decoder reads the one's places and not the other's.",
+                fix="kind: deep",
+            )
         module.register_forward_pre_hook(self.before, with_kwargs=True)
         # before others' hooks: a hypernetwork's prompt stands around, and is taken off last
         module.register_forward_hook(self.after, with_kwargs=True, prepend=True)
-        self._has_decoder = len(self.anatomy.block_stacks(model)) > 1
         if self._has_decoder:
             _, decoder = self.anatomy.encoder_and_decoder(model)
             decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
@@ -230,7 +237,7 @@ class InputPlacing(Placing):
         if read is None:
             return None  # the model says what it misses
         if past is not None and past.get_seq_length() > 0:
-            return (), self._going_on(module, inputs, read, getattr(past, PROMPT_PLACES, 0))
+            return (), self._going_on(module, inputs, read, getattr(past, SOFT_PROMPT_PLACES, 0))
         found = self.values(len(read))
         if found is None:
             return None
@@ -278,7 +285,7 @@ class InputPlacing(Placing):
             return output
         joined = output[0]
         first = joined[:, 0] if self._first is None else joined[torch.arange(len(joined)), self._first]
-        output = cut_from(output, places, module, repool=False)
+        output = cut_from(output, places, module, repool=False, mark=SOFT_PROMPT_PLACES)
         if isinstance(output, tuple):
             return (self._headed(output[0], first), *output[1:])
         output["last_hidden_state"] = self._headed(output.last_hidden_state, first)
