@@ -154,6 +154,14 @@ def _target_prompt(
     """The task's own prompt: the one named, the best one that is stored, or one tuned for a few steps."""
     if prompt is not None:
         [named] = given_prompts(prompt, base, store, "target")
+        labels = named.entry.manifest.label_names
+        if set(labels) != set(task.label_names):
+            raise DataError(
+                f"'{named.entry.reference}' answers {', '.join(labels[:4]) or 'with numbers or text'}; "
+                f"the labels of '{task.name}' are {', '.join(task.label_names[:4]) or 'numbers or text'}",
+                why="It was tuned on another task, whose embedding it would give.",
+                fix="a prompt of this task, or --train 100 to tune one",
+            )
         found, problems = candidates([named.entry], base, task, runtime=runtime)
         if not found or found[0].features is None:
             raise DataError(

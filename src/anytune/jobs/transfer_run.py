@@ -18,7 +18,7 @@ from anytune.engine.settings import TrainingSettings
 from anytune.errors import SettingsError
 from anytune.evaluate.scores import number
 from anytune.jobs.arms import merged
-from anytune.jobs.command import check_seeds
+from anytune.jobs.command import check_methods, check_seeds
 from anytune.jobs.failures import failures_kept
 from anytune.jobs.opening import open_base, open_store, open_task
 from anytune.jobs.prompt_library import prompts_of
@@ -26,7 +26,7 @@ from anytune.jobs.prompt_sources import References, given_prompts
 from anytune.jobs.ranking import Ranked, Ranking
 from anytune.jobs.task_features import ROWS
 from anytune.jobs.transfer import empty_library, rank
-from anytune.jobs.transfer_design import with_prompt
+from anytune.jobs.transfer_design import check_prompt, with_prompt
 from anytune.jobs.tune import Source, tune
 from anytune.manifests import load_json
 from anytune.models.adapters import CONFIG_FILE
@@ -144,6 +144,9 @@ def transfer_run(
         raise SettingsError(f"top = {top}", why="At least one source is tried.", fix="top=3")
     tell, place, chosen = reporter or Silent(), open_store(store), check_seeds(seeds)
     opened = open_base(base, place)
+    check_prompt(prompt)
+    for name in beside:  # before the first of many runs
+        check_methods(name, opened)
     data = open_task(dict(task) if isinstance(task, Mapping) else task, **columns)
     if train_size is not None:
         data = replace(data.subset(train_size=min(train_size, len(data.train)), seed=0), name=data.name)

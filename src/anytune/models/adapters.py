@@ -297,10 +297,16 @@ def make_lora(
         settings: further fields of ``peft.LoraConfig``.
 
     Raises:
-        DeltaError: PEFT refuses the settings (no such target, r < 1).
+        DeltaError: PEFT refuses the settings (no such target, r < 1), or the model has a soft prompt.
     """
     from peft import LoraConfig, get_peft_model
 
+    if prompt_of(model) is not None:
+        raise DeltaError(
+            "LoRA cannot be combined with a soft prompt",
+            why="A PEFT folder holds one of the two, and each would answer otherwise without the other.",
+            fix="--method lora   (without a method that tunes a prompt)",
+        )
     chosen = targets if isinstance(targets, str) else list(targets or anatomy_of(model).lora_targets)
     if isinstance(chosen, str) and hyperprompt_of(model) is not None:
         settings.setdefault("exclude_modules", rf"{HYPERPROMPT}\..*")  # such targets may reach into it
@@ -358,7 +364,11 @@ def merge(peft_model: Any) -> Any:
         DeltaError: this kind of adapter cannot be merged (prompts are no weights).
     """
     if prompt_of(peft_model) is not None:
-        raise DeltaError("a soft prompt cannot be merged", why="Prompts are inputs, not weights.")
+        raise DeltaError(
+            "a soft prompt cannot be merged",
+            why="Prompts are inputs, not weights.",
+            fix="anytune.load(DELTA)   (it is used beside its base, as it is)",
+        )
     if not hasattr(peft_model, "merge_and_unload") or peft_model.active_peft_config.is_prompt_learning:
         raise DeltaError(
             f"{peft_model.active_peft_config.peft_type} cannot be merged", why="Prompts are inputs, not weights."
