@@ -11,7 +11,9 @@ import pytest
 from anytune.evaluate.clustering import cluster_order
 from anytune.evaluate.metric_quality import spearman
 from anytune.evaluate.transfer_arms import chosen, grid_of, pairs, readings, truth
+from anytune.report.page import page
 from anytune.report.transfer_charts import heat_map, middle_of, write_transfer_figures
+from anytune.report.transfer_panel import Grids
 from anytune.report.transfer_tables import choices_of, qualities, summary, transfer_tables
 
 SOURCES, TARGETS = ("far", "near", "twin"), ("a", "b", "c")
@@ -165,3 +167,19 @@ def test_figures_are_written_with_their_numbers(tmp_path):
     table = next(path for path in written if path.suffix == ".csv").read_text().splitlines()
     assert table[0] == ",a,b,c"
     assert table[1].startswith("far,-20.0,-10.0,")
+
+
+def test_the_page_has_a_section_with_every_gain(tmp_path):
+    lines = [*lines_of_grid(), line("transfer", "b", 9, None, "<far>")]
+    text = page([], transfer=[Grids("my <grid>", lines, ranking())])
+    assert 'href="#transfer"' in text
+    for words in (
+        "my &lt;grid&gt;",
+        "transfer, chosen source",
+        "3 targets",
+        "framed",
+        "Diverged: transfer on b, seed 9",
+    ):
+        assert words in text, words
+    assert "<grid>" not in text
+    assert 'href="#transfer"' not in page([])

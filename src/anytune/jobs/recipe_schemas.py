@@ -239,6 +239,7 @@ class ReportRecipe(JobRecipe):
     out: str | None = None
     figures: str | None = None
     anytime: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    transfer: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
 JOBS: dict[str, type[JobRecipe]] = {

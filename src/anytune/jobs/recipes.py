@@ -61,11 +61,12 @@ FILE_KEYS = (
     "watch",
     "apart_from",
     "anytime",
+    "transfer",
     "validation",
     "test",
     "source",
 )
-PLACES_TO_WRITE = ("store", "out", "figures", "log_dir", "anytime")
+PLACES_TO_WRITE = ("store", "out", "figures", "log_dir", "anytime", "transfer")
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
 

@@ -52,9 +52,9 @@ def transfer_tables(lines: Sequence[Line], rankings: Sequence[Line] = ()) -> str
         f"Scores are on test in {points}, of the weights that validation chose; of runs that differ in rate or "
         "restart alone validation chooses one, and all are paid for. Gains are over the control on the same target "
         "and seed, above 0 is better, with a 95 % bootstrap interval over targets and seeds; a word (higher, lower, "
-        "undecided) needs an interval without 0 and a sign-flip p below 0.05 after Holm's correction over the rows. 'Could "
-        "show': the smallest true gain with an 80 % chance to be shown. Cost: steps spent on one result, those of the "
-        "source and of the teacher among them, as a multiple of the control's.\n",
+        "undecided) needs an interval without 0 and a sign-flip p below 0.05 after Holm's correction over the rows. "
+        "'Could show': the smallest true gain with an 80 % chance to be shown. Cost: steps spent on one result, those "
+        "of the source and of the teacher among them, as a multiple of the control's.\n",
         *(f"* {kind}: {meaning}" for kind, meaning in READINGS.items()), "",
         "## Gains\n", _gains(grid, readings(grid, chosen, teachers)),
     ]  # fmt: skip
@@ -81,11 +81,11 @@ def summary(lines: Sequence[Line], rankings: Sequence[Line] = ()) -> str:
     """A few lines for a terminal: each reading over all targets."""
     grid = grid_of(lines)
     shown = readings(grid, choices_of(rankings), teachers_of(lines))
-    paid = _paid(grid, shown)
+    paid = paid_steps(grid, shown)
     said = [f"{len(grid.targets)} targets: test, gain over {grid.control}"]
     for one in shown:
         gain = f"  {difference_text(one.against)}" if one.against else ""
-        said.append(f"  {one.name}: {number_text(_over_targets(grid, one))}{gain}  cost {paid[one.name]:.1f}")
+        said.append(f"  {one.name}: {number_text(over_targets(grid, one))}{gain}  cost {paid[one.name]:.1f}")
     return "\n".join(said)
 
 
@@ -98,12 +98,12 @@ def _said(line: Line) -> str:
 
 
 def _gains(grid: Grid, shown: Sequence[Reading], *, columns: bool = True) -> str:
-    paid = _paid(grid, shown)
+    paid = paid_steps(grid, shown)
     rows = []
     for one in shown:
         cells = [number_text(_mean(grid, one, target)) for target in grid.targets] if columns else []
         rows.append([
-            one.name, number_text(_over_targets(grid, one)), *cells, difference_text(one.against),
+            one.name, number_text(over_targets(grid, one)), *cells, difference_text(one.against),
             power_text(one.against), f"{paid[one.name]:.1f}",
         ])  # fmt: skip
     if columns and any(floor is not None for floor in grid.floors.values()):
@@ -114,7 +114,8 @@ def _gains(grid: Grid, shown: Sequence[Reading], *, columns: bool = True) -> str
     return markdown_table(["arm", "mean", *names, "gain", "could show", "cost"], rows)
 
 
-def _paid(grid: Grid, shown: Sequence[Reading]) -> dict[str, float]:
+def paid_steps(grid: Grid, shown: Sequence[Reading]) -> dict[str, float]:
+    """Steps spent on one result of each reading, as a multiple of the control's."""
     control = next((one.steps for one in shown if one.name == grid.control), 0.0)
     return {one.name: one.steps / control if control else float("nan") for one in shown}
 
@@ -129,7 +130,8 @@ def _mean(grid: Grid, one: Reading, target: str) -> float | None:
     )  # fmt: skip
 
 
-def _over_targets(grid: Grid, one: Reading) -> float | None:
+def over_targets(grid: Grid, one: Reading) -> float | None:
+    """The mean score over targets; None where it was not run on all of them."""
     values = [found for target in grid.targets if (found := _mean(grid, one, target)) is not None]
     return float(np.mean(values)) if len(values) == len(grid.targets) else None
 
