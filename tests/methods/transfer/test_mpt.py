@@ -107,6 +107,7 @@ def test_a_frozen_shared_prompt_changes_by_factors_of_places_and_values_alone(ti
     after = small.train([mpt(shared_rate=0.0)])
     mean = torch.stack([source.values for source in small.run.sources]).mean(0)
     assert torch.equal(after["soft_prompt.table"], mean)
+    assert not prompt_of(small.model).table.requires_grad, "it has a gradient for nothing"
     factors = prompt_of(small.model).values().detach() / mean
     assert (factors - 1).abs().max() > 0.01
     assert torch.linalg.matrix_rank(factors.double(), rtol=1e-4) == 1
