@@ -284,7 +284,11 @@ class InputPlacing(Placing):
         if places is None or self._has_decoder:
             return output
         joined = output[0]
-        first = joined[:, 0] if self._first is None else joined[torch.arange(len(joined)), self._first]
+        first = (
+            joined[:, 0]
+            if self._first is None
+            else joined[torch.arange(len(joined), device=joined.device), self._first]
+        )
         output = cut_from(output, places, module, repool=False, mark=SOFT_PROMPT_PLACES)
         if isinstance(output, tuple):
             return (self._headed(output[0], first), *output[1:])
