@@ -46,7 +46,8 @@ def given_prompts(references: References | None, base: Base, store: Store, role:
     if references is None:
         return []
     several = [references] if isinstance(references, Entry | str | Path | Mapping) else list(references)
-    role, found = role.removesuffix("s"), []
+    role = role.removesuffix("s")
+    found: list[GivenPrompt] = []
     for one in several:
         reference, similarity = _named(one, role)
         entry = open_delta(reference, store)
@@ -67,7 +68,8 @@ def prompt_of_entry(entry: Entry) -> PromptSource:
     manifest = entry.manifest
     delta = load_delta(entry) if manifest.form != "full" else None
     if not isinstance(delta, AdapterDelta) or not is_soft_prompt(delta.config):
-        what = "a full difference" if delta is None else f"a {delta.config['peft_type']} adapter"
+        kind = delta.config["peft_type"] if isinstance(delta, AdapterDelta) else None
+        what = f"a {kind} adapter" if kind else "a full difference"
         raise DeltaError(
             f"'{entry.reference}' is {what}, not a soft prompt",
             why="Only what prompt tuning stored can be started from, or learnt from, as a prompt.",

@@ -48,7 +48,7 @@ def register(cls: _Class) -> _Class:
 def names(room: Rooms = None) -> list[str]:
     """All methods as ``room/name``, without importing them; files that begin with "_" are no methods."""
     here = Path(__file__).parent
-    rooms = ROOMS if room is None else (room,) if isinstance(room, str) else room
+    rooms: Sequence[str] = ROOMS if room is None else (room,) if isinstance(room, str) else room
     found = [(one, module.name) for one in rooms for module in pkgutil.iter_modules([str(here / one)])]
     return [f"{one}/{name}" for one, name in found if not name.startswith("_")]
 
@@ -63,7 +63,7 @@ def full_name(name: str, room: Rooms = None) -> str:
     found = [full for full in known if full == name or full.split("/")[1] == name]
     if not found:
         choices = {full.split("/")[1] for full in known} | ({*known} if "/" in name else set())
-        first = room if isinstance(room, str) or not room else room[0]
+        first = room if isinstance(room, str) else next(iter(room or ()), "")
         raise unknown(f"{first + ' ' if first else ''}method", name, choices, MethodError)
     if len(found) > 1:
         raise MethodError(f"'{name}' is the name of several methods", fix=f"one of {', '.join(found)}")

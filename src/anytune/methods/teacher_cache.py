@@ -234,7 +234,7 @@ class TeacherCache:
             MethodError: the file is missing or damaged, or belongs to other data or another teacher.
         """
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as file:
                 said = (file.metadata() or {}).get("digest")
                 parts = {name: file.get_tensor(name) for name in ("keys", "starts", "counts", "outputs")}
         except (SafetensorError, OSError) as problem:

@@ -20,6 +20,7 @@ paper does not say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -94,7 +95,7 @@ class PromptTransfer(Method):
                     state[name].copy_(run.sources[0].head[name])
         return put_on(model, run, self, prompt)
 
-    def _start(self, sources: tuple[PromptSource, ...] | list[PromptSource]) -> tuple[SoftPromptConfig, Tensor]:
+    def _start(self, sources: Sequence[PromptSource]) -> tuple[SoftPromptConfig, Tensor]:
         """The prompt's settings and the values it starts from."""
         kinds = {source.config.kind for source in sources}
         if len(kinds) > 1:
