@@ -48,7 +48,7 @@ def test_a_prompt_is_ranked_started_from_and_learnt_from(said, tmp_path, tmp_pat
     lines = said(FOLDER / "transfer_a_prompt.py", *tasks, last=3)
     ways = [line.partition(": accuracy on the test split ") for line in lines]
     assert ways[0][0] == "prompt tuning"
-    assert ways[1][0] in ("from walks", "from discoveries")
+    assert ways[1][0] in ("from walks", "from finds")
     assert ways[2][0] == "taught by that"
     assert all(0 <= float(score) <= 1 for _, _, score in ways)
     assert not list(tmp_path.iterdir()), "an example left something in the current folder"
