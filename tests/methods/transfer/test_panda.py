@@ -102,6 +102,14 @@ def test_what_counts_nothing_is_prompt_tuning_bit_for_bit(tiny_base, tiny_task, 
     assert method.figures() == {}
 
 
+def test_several_teachers_of_which_none_is_near_teach_nothing(tiny_base, tiny_task):
+    small = with_teachers(tiny_base, tiny_task, {"similarity": -0.2}, {"similarity": 0.0})
+    method = panda()
+    small.model = method.prepare(small.model, small.run)
+    batch = small.batches.batch(0)
+    assert list(StepModule(small.model, [method], small.objective)(batch)) == ["loss"]
+
+
 def _seeded(train):
     torch.manual_seed(4)
     return train()
