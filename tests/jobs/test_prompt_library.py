@@ -13,7 +13,7 @@ from anytune.data.tasks import load_task
 from anytune.errors import DataError, SettingsError, StoreError
 from anytune.evaluate.transferability import FiredNeurons, logme
 from anytune.jobs.opening import open_base, open_store
-from anytune.jobs.prompt_library import is_prompt, model_of, one_per_task, prompts_of, relation
+from anytune.jobs.prompt_library import PromptModels, is_prompt, model_of, one_per_task, prompts_of, relation
 from anytune.jobs.prompt_reading import look
 from anytune.jobs.prompt_sources import prompt_of_entry
 from anytune.jobs.ranking import check_measures
@@ -292,3 +292,18 @@ def test_looking_leaves_the_model_as_it_was(library, tiny_base, tiny_task):
     assert seen.logits.shape == (len(task.train), 3)
     assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_prompts_that_share_a_body_answer_as_each_does_alone(library, tiny_base, tiny_task):
+    base = open_base(tiny_base)
+    entries = [*library[1].values(), library[1]["things"]]
+    models = PromptModels(base, torch.device("cpu"))
+    ids = base.tokenizer()("cat the dog near a rose", return_tensors="pt")
+    for entry in entries:
+        prompt = prompt_of_entry(entry)
+        with torch.no_grad(), models.with_prompt(prompt) as model:
+            shared = model(**ids).logits
+        assert torch.equal(shared, model_of(prompt, base)(**ids).logits), entry.name
+    bodies = {id(model.bert) for model, _ in models._models.values()}
+    assert len(bodies) == 1
+    assert len(models._models) == 2, "one for each number of labels"

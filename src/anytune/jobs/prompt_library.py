@@ -7,11 +7,13 @@ stored. Where that file is missing or damaged it is made again, as long as the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from anytune.data.samples import get_sample
@@ -33,7 +35,7 @@ from anytune.manifests import TaskRecord, load_json
 from anytune.models.adapters import CONFIG_FILE
 from anytune.models.base import Base
 from anytune.models.soft_prompt_config import is_soft_prompt
-from anytune.models.soft_prompts import PromptSource, attach_prompt, make_prompt
+from anytune.models.soft_prompts import PromptSource, attach_prompt, detach_prompt, make_prompt
 from anytune.store import Entry, Store
 
 #: Two tasks are over the same texts if at least this share of the smaller sample's texts is in the other.
@@ -193,6 +195,46 @@ def model_of(prompt: PromptSource, base: Base) -> nn.Module:
     model.load_state_dict(dict(prompt.head), strict=False)
     attach_prompt(model, make_prompt(model, prompt.config, base.anatomy, 0, values=prompt.values), base.anatomy)
     return model.eval()
+
+
+class PromptModels:
+    """Models to read texts with many prompts, one after the other; those of a kind share one body.
+
+    Args:
+        base: of all the prompts.
+        device: where they compute.
+    """
+
+    def __init__(self, base: Base, device: torch.device) -> None:
+        self.base, self.device = base, device
+        self._models: dict[tuple[str, int], tuple[nn.Module, dict[str, torch.Tensor]]] = {}
+        self._bodies: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def with_prompt(self, prompt: PromptSource) -> Iterator[nn.Module]:
+        """A task model with this prompt and its head on it, inside the block alone; in evaluation mode."""
+        model, fresh = self._model(prompt)
+        model.load_state_dict({**fresh, **prompt.head}, strict=False)
+        anatomy = self.base.anatomy
+        attach_prompt(model, make_prompt(model, prompt.config, anatomy, 0, values=prompt.values), anatomy)
+        try:
+            yield model
+        finally:
+            detach_prompt(model)
+
+    def _model(self, prompt: PromptSource) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+        kind = prompt.task.kind if prompt.task else "classification"
+        key = (kind, len(prompt.label_names))
+        if key not in self._models:
+            model, head_names = self.base.task_model(kind, prompt.label_names, 0)
+            state = model.state_dict()
+            fresh = {name: state[name].clone() for name in head_names}
+            purpose = "one answer" if kind in ("classification", "regression") else kind
+            prefix = self.base.anatomy.prefix
+            if kind != "generation" and hasattr(model, prefix):
+                setattr(model, prefix, self._bodies.setdefault(purpose, getattr(model, prefix)))
+            self._models[key] = (model.to(self.device).eval(), fresh)
+        return self._models[key]
 
 
 def task_behind(entry: Entry) -> Task:

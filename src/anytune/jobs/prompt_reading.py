@@ -33,7 +33,9 @@ class Seen:
 
     Attributes:
         pooled: pooling -> [N, d]: "mean" over the text's own tokens, "cls" its first token (a decoder's last, the only
-            one that has read the text), "pooler" what the model's own pooler makes of it, where it has one.
+            one that has read the text), "pooler" what the model's own pooler makes of it, where it has one. Of an
+            encoder-decoder that writes, both are what its decoder makes of its start token: it has read text and
+            prompt, wherever the prompt stands.
         words: for texts of words, of every row the last hidden states at each word's first piece, [words, d].
         logits: [N, outputs] of the head; None where not asked for, or where it answers for every token.
         neurons: packed bits, see :mod:`anytune.evaluate.transferability.neurons`; read at the place of "cls".
@@ -53,7 +55,7 @@ def look(
     """Read texts with a model.
 
     Args:
-        model: a task model, with or without a soft prompt; of an encoder-decoder the encoder is read.
+        model: a task model, with or without a soft prompt.
         batches: all texts once, in any order.
         logits: also the answers of its head.
         neurons: also which neurons fire.
@@ -63,8 +65,7 @@ def look(
         BaseError: neurons are asked for, and where the activations of this kind of model are is not known.
     """
     body: Any = anatomy.backbone(model)
-    if anatomy.encoder_decoder:
-        body = body.get_encoder()
+    writer: Any = getattr(body, "decoder", None) if anatomy.encoder_decoder else None
     rows: dict[str, list[Tensor]] = {}
     order: list[int] = []
     answers: list[Tensor] = []
@@ -78,19 +79,24 @@ def look(
         output["body"] = found
 
     with _watched(body, anatomy, neurons) as watched:
-        handle = body.register_forward_hook(keep)
+        handle = (body if writer is None else writer).register_forward_hook(keep)
         try:
             for numbers, batch in batches:
                 moved = runtime.to_device(batch)
-                mask = moved["attention_mask"]
-                watched.begin(mask)
+                mask = moved["attention_mask"] if writer is None else moved["attention_mask"].new_ones(len(numbers), 1)
                 with autocast():
-                    if logits:
+                    if logits and writer is not None:
+                        answers.append(upcast(task_output(model, moved).logits).cpu())
+                    watched.begin(mask)
+                    if writer is not None:
+                        body(**{**model_inputs(body, moved), "decoder_input_ids": mask * _start(body)})
+                    elif logits:
                         answers.append(upcast(task_output(model, moved).logits).cpu())
                     else:
                         body(**model_inputs(body, moved))
                 watched.end()
-                hidden = upcast(output["body"][0])
+                # an input prompt may still stand in front of what an encoder gives
+                hidden = upcast(output["body"][0])[:, -mask.shape[1] :]
                 pooler = None if isinstance(output["body"], tuple) else output["body"].get("pooler_output")
                 found = {
                     "mean": pooled(hidden, mask),
@@ -116,6 +122,13 @@ def look(
     )
 
 
+def _start(body: Any) -> int:
+    """The token a decoder begins with."""
+    config = body.config
+    start = config.decoder_start_token_id
+    return int(config.pad_token_id if start is None else start)
+
+
 def read_at(mask: Tensor, last: bool) -> Tensor:
     """The place [b] of each row's first token, or of its last; padding may be on either side."""
     if not last:
@@ -132,14 +145,16 @@ class _Watched:
         self._blocks: list[Tensor] = []
 
     def begin(self, mask: Tensor) -> None:
-        self._mask, self._blocks = mask, []
+        self._mask, self._blocks = mask, []  # what was seen before is forgotten
 
     def end(self) -> None:
         if self._blocks:
             self.fired.add(torch.stack(self._blocks, dim=1))
+        self._mask = None
 
     def see(self, module: Any, args: Any, found: Tensor) -> None:
-        assert self._mask is not None
+        if self._mask is None:
+            return
         if found.dim() != 3 or len(found) != len(self._mask):
             raise _no_neurons(f"activations of shape {list(found.shape)}")
         before = found.shape[1] - self._mask.shape[1]  # an input prompt stands in front of the text
@@ -161,16 +176,16 @@ def _watched(body: Any, anatomy: Anatomy, wanted: bool) -> Iterator[_Watched]:
 
 
 def activations(body: Any, anatomy: Anatomy) -> list[nn.Module]:
-    """The activation module inside each block's feed-forward part, first block to last.
+    """The activation module inside each block's feed-forward part, first block to last; of a writer the decoder's.
 
     Raises:
         BaseError: a block has none that can be told from the rest.
     """
-    path = anatomy.blocks.removeprefix("encoder.") if anatomy.encoder_decoder else anatomy.blocks
+    stack = anatomy.stacks[-1] if getattr(body, "decoder", None) is not None else anatomy.stacks[0]
     found = []
-    for block in body.get_submodule(path):
+    for block in body.get_submodule(stack.blocks):
         inside = [
-            module for part in anatomy.feed_forward for name, module in block.get_submodule(part).named_modules()
+            module for part in stack.feed_forward for name, module in block.get_submodule(part).named_modules()
             if "act" in name.rpartition(".")[2] and not list(module.parameters())
         ]  # fmt: skip
         if len(inside) != 1:

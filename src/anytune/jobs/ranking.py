@@ -70,7 +70,7 @@ class Ranking:
         metric: the measure that ranks.
         rows: texts of the task that were read, drawn by ``seed``.
         left_out: reference -> why: prompts of the task itself, and those that cannot be used.
-        seconds: of all of it.
+        seconds: of all of it; ``reading`` those of reading the texts with every prompt.
     """
 
     task: str
@@ -82,6 +82,7 @@ class Ranking:
     rows: int
     seed: int
     seconds: float
+    reading: float = 0.0
 
     def top(self, count: int) -> list[Ranked]:
         """The first so many."""
@@ -110,16 +111,18 @@ class Ranking:
 
     def costs(self) -> tuple[list[str], list[list[Any]]]:
         """Columns and rows of what each measure needs and took."""
+        first = ["(reading the texts)", None, f"{self.reading:.2f}", None]
         return ["measure", "needs", "seconds", "note"], [
-            [one.name, ", ".join(one.needs) or "nothing", f"{one.seconds:.2f}", one.problem or None]
-            for one in self.measures
-        ]
+            *([first] if self.reading >= 0.005 else []),
+            *([one.name, ", ".join(one.needs) or "nothing", f"{one.seconds:.2f}", one.problem or None]
+              for one in self.measures),
+        ]  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """All of it as plain values."""
         return {
             "task": self.task, "base": self.base, "metric": self.metric, "rows": self.rows, "seed": self.seed,
-            "seconds": round(self.seconds, 3),
+            "seconds": round(self.seconds, 3), "reading": round(self.reading, 3),
             "ranking": [
                 {"rank": one.rank, "source": one.reference, "task": one.task, "size": one.size, "family": one.family,
                  "scores": dict(one.scores)} for one in self.ranked

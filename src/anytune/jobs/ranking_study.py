@@ -17,7 +17,7 @@ from anytune.engine.runtime import Runtime
 from anytune.errors import AnytuneError, DataError
 from anytune.evaluate import transferability as measures
 from anytune.evaluate.transferability.prompt_similarity import KINDS as PROMPT_KINDS
-from anytune.jobs.prompt_library import Candidate, model_of, size_of
+from anytune.jobs.prompt_library import Candidate, PromptModels, size_of
 from anytune.jobs.prompt_reading import Seen, look
 from anytune.jobs.ranking import Measured
 from anytune.jobs.task_features import encoded_rows, sampled, text_of
@@ -56,14 +56,21 @@ class Study:
         encoded, tokens = self._encoded, self.task.kind == "token-classification"
         batches = list(evaluation_batches(encoded, self.batch_size))
         answers = any("source head" in measures.MEASURES[name].needs for name in self.wanted)
-        found = []
+        found, models = [], PromptModels(self.base, self.runtime.device)
         for one in self.others:
-            model = model_of(one.prompt, self.base).to(self.runtime.device)
-            found.append(look(
-                model, self.base.anatomy, batches, self.runtime, pieces=encoded.first_pieces if tokens else None,
-                logits=answers and self._answers_in_classes(one),
-            ))  # fmt: skip
+            with models.with_prompt(one.prompt) as model:
+                found.append(look(
+                    model, self.base.anatomy, batches, self.runtime, pieces=encoded.first_pieces if tokens else None,
+                    logits=answers and self._answers_in_classes(one),
+                ))  # fmt: skip
         return found
+
+    def reading_seconds(self) -> float:
+        """Read the texts with every prompt, if any measure asks for it, and say how long that took."""
+        began = time.perf_counter()
+        if any("target labels" in measures.MEASURES[name].needs for name in self.wanted):
+            _ = self.seen
+        return time.perf_counter() - began
 
     def _answers_in_classes(self, one: Candidate) -> bool:
         task = one.prompt.task
@@ -104,7 +111,7 @@ class Study:
         return seen.pooled["mean"].numpy()
 
     def measured(self, name: str) -> tuple[list[float | None], Measured]:
-        """A measure of every prompt: values, and what it took (reading the texts once not counted again)."""
+        """A measure of every prompt: values, and what it took beside reading the texts."""
         needs = measures.MEASURES[name].needs
         began = time.perf_counter()
         try:

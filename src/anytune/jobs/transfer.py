@@ -96,6 +96,7 @@ def rank(
         centring=centring, max_length=length, batch_size=batch_size, wanted=names,
     )  # fmt: skip
     tell.say(f"{len(others)} prompts to rank on {len(study.read)} rows of {data.name}")
+    reading = study.reading_seconds()
     scored: dict[str, list[float | None]] = {}
     measured = []
     for name in names:
@@ -109,7 +110,7 @@ def rank(
     ]  # fmt: skip
     return Ranking(
         data.name, opened.name, chosen, ranked(rows_found, chosen), measured, left_out, len(study.read), seed,
-        time.perf_counter() - began,
+        time.perf_counter() - began, reading,
     )  # fmt: skip
 
 
