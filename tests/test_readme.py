@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/stability.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/stability.md", "docs/transfer.md")
 
 
 def commands() -> list[str]:
@@ -26,7 +26,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("line", commands())
 def test_every_command_and_option_in_the_documents_is_known(line, cli):
     words = shlex.split(line)[1:]
-    depth = 2 if words[0] in ("store", "samples") and len(words) > 1 and words[1].islower() else 1
+    depth = 2 if words[0] in ("store", "samples", "transfer") and len(words) > 1 and words[1].islower() else 1
     answer = cli(*words[:depth], "--help")
     assert answer.code == 0, line
     for option in [word for word in words[depth:] if word.startswith("--")]:

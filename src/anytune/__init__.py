@@ -35,16 +35,29 @@ if TYPE_CHECKING:
     from anytune.jobs.recipes import run as run
     from anytune.jobs.recycle import recycle as recycle
     from anytune.jobs.report import report as write_report  # noqa: F401
+    from anytune.jobs.transfer import rank as rank_sources  # noqa: F401
+    from anytune.jobs.transfer_grid import transfer_grid as transfer_grid
+    from anytune.jobs.transfer_matrix import matrix as transfer_matrix  # noqa: F401
+    from anytune.jobs.transfer_run import transfer_run as transfer_run
     from anytune.jobs.tune import tune as tune
     from anytune.store import Store as Store
 
-#: Two functions go by another name here than their command: ``anytune.evaluate`` and ``anytune.report`` are rooms.
-_RENAMED = {"score": "evaluate", "write_report": "report"}
+#: What goes by another name here than where it stands; ``anytune.evaluate`` and ``anytune.report`` are rooms.
+_RENAMED = {
+    "score": "evaluate",
+    "write_report": "report",
+    "rank_sources": "rank",
+    "transfer_matrix": "matrix",
+}
 _HOMES = {
     "pretrain": "anytune.jobs.pretrain",
     "tune": "anytune.jobs.tune",
     "compare_arms": "anytune.jobs.arms",
     "anytime_matrix": "anytune.jobs.anytime",
+    "rank_sources": "anytune.jobs.transfer",
+    "transfer_matrix": "anytune.jobs.transfer_matrix",
+    "transfer_run": "anytune.jobs.transfer_run",
+    "transfer_grid": "anytune.jobs.transfer_grid",
     "recycle": "anytune.jobs.recycle",
     "load": "anytune.jobs.load",
     "predict": "anytune.jobs.load",

@@ -160,3 +160,20 @@ def last_checkpoint(folder: str) -> str | None:
     from transformers.trainer_utils import get_last_checkpoint
 
     return get_last_checkpoint(folder)
+
+
+def register_attention(name: str, function: Any) -> None:
+    """Let attention modules whose config names ``name`` attend by ``function``."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(name, function)
+
+
+def attention_function(module: Any, config: Any) -> Any:
+    """The function by which a module with this config attends; "eager" ones are those of the module's own file."""
+    import sys
+
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)

@@ -10,6 +10,7 @@ from peft import (
     LoraConfig,
     PeftConfig,
     PeftModel,
+    PrefixTuningConfig,
     PromptTuningConfig,
     get_peft_model,
     get_peft_model_state_dict,
@@ -158,6 +159,48 @@ def test_prompts_cannot_be_loaded_for_training(config, bert, tmp_path):
         pytest.raises(ValueError, match="prompt"),
     ):
         PeftModel.from_pretrained(BertForSequenceClassification(config), tmp_path, is_trainable=True)
+
+
+@torch.no_grad()
+def test_rows_are_not_given_prompts_of_their_own(bert, ids):
+    with assumption(
+        "PEFT no longer passes over adapter_names for prompts: models/prompt_bank.py exists because it does"
+    ):
+        model = get_peft_model(bert, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)).eval()
+        model.add_adapter("other", PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+        first = model(input_ids=ids).logits
+        mixed = model(input_ids=ids, adapter_names=["other"] * len(ids)).logits
+        assert torch.equal(mixed, first)
+        model.set_adapter("other")
+        assert not torch.equal(model(input_ids=ids).logits, first)
+
+
+def test_prefixes_start_fifty_times_as_large_as_words(bert):
+    with assumption(
+        "PEFT no longer starts prefixes at N(0, 1): make_prompt in models/soft_prompts.py draws its own at 0.02"
+    ):
+        model = get_peft_model(bert, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=50))
+        assert 0.9 < float(model.prompt_encoder["default"].embedding.weight.std()) < 1.1
+
+
+@torch.no_grad()
+def test_half_of_an_encoder_decoders_prefix_is_never_read(ids):
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=100, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+                                             decoder_start_token_id=0))  # fmt: skip
+    model = get_peft_model(t5, PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3)).eval()
+    weight = model.prompt_encoder["default"].embedding.weight
+    with assumption(
+        "PEFT no longer reads the first key and value for both layers of a two-layer decoder: PromptLayout.slots in "
+        "models/soft_prompt_config.py follows it"
+    ):
+        before = model(input_ids=ids, decoder_input_ids=ids).logits
+        weight[:, 32:] = 7.0
+        assert torch.equal(model(input_ids=ids, decoder_input_ids=ids).logits, before)
+        weight[:, :32] = 7.0
+        assert not torch.equal(model(input_ids=ids, decoder_input_ids=ids).logits, before)
 
 
 @torch.no_grad()

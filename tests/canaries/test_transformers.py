@@ -161,3 +161,25 @@ def test_a_causal_loss_skips_minus_100_and_shifts():
         logits = model(input_ids=ids).logits[:, :-1]
         by_hand = torch.nn.functional.cross_entropy(logits[:, 1:].flatten(0, 1), labels[:, 2:].flatten())
         torch.testing.assert_close(model(input_ids=ids, labels=labels).loss, by_hand)
+
+
+@torch.no_grad()
+def test_attention_is_looked_up_by_name_and_is_handed_what_the_model_was(bert, ids):
+    import copy
+
+    seen = []
+
+    def attend(module, query, key, value, attention_mask, **named):
+        seen.append(named.get("soft_prompt"))
+        return torch.zeros_like(query).transpose(1, 2), None
+
+    with assumption(
+        "transformers no longer looks attention up by its config's name, or no longer hands a model's further inputs "
+        "down to it: models/prompt_attention.py puts deep prompts in that way"
+    ):
+        transformers.AttentionInterface.register("anytune_canary", attend)
+        module = bert.bert.encoder.layer[0].attention.self
+        module.config = copy.copy(module.config)
+        module.config._attn_implementation = "anytune_canary"
+        bert.bert(input_ids=ids, soft_prompt="here")
+        assert seen == ["here"]

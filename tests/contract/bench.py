@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from anytune.engine.loop import train
 from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import derive_seed, make_runtime, seeded
 from anytune.engine.settings import training_settings
+from anytune.jobs.prompt_sources import given_prompts
 from anytune.jobs.recycle import moved
 from anytune.jobs.tuning import Outdated
 from anytune.methods import registry
@@ -27,7 +28,9 @@ from anytune.methods.objective import Classification, LanguageModelling
 from anytune.methods.protocol import Batch, Method, Run
 from anytune.models.base import load_base
 from anytune.models.carried import load_carried
+from anytune.models.soft_prompts import PromptSource, prompt_of
 from anytune.store import Entry, Store
+from tests.conftest import tiny_rows, write_rows
 from tests.contract.settings import exercise
 
 METHODS = registry.names()
@@ -38,6 +41,10 @@ TRAINING: dict[str, dict[str, Any]] = {
     "tune": {"steps": 8, "learning_rate": 5e-3, "batch_size": 8, "max_length": 32, "keep": "last"},
 }
 TRAINING["recycle"] = TRAINING["tune"]
+# a prompt learns the tiny task at a higher rate than weights do
+TRAINING["transfer"] = {**TRAINING["tune"], "learning_rate": 2e-2}
+#: a room whose methods are run by the job of another
+JOBS = {"transfer": "tune"}
 COMMON = {"precision": "fp32", "evaluate_every": 4}
 
 
@@ -106,7 +113,12 @@ class Bench:
         return Store(shutil.copytree(shelf, self.folder / name))
 
     def base_of(self, name: str) -> Path:
-        """The base that a method's run begins at: for the second stage of a stream, what a first one has left."""
+        """The base that a method's run begins at: for the second stage of a stream, what a first one has left.
+
+        A prompt asks a frozen base for what it knows, so for prompts it is one that knows something.
+        """
+        if room_of(name) == "transfer":
+            return self.learned()
         if not exercise(name).second_stage:
             return self.base
         store = Store(self.folder / f"begun-{name.replace('/', '-')}")
@@ -116,6 +128,51 @@ class Bench:
             training={**TRAINING["pretrain"], **COMMON, "steps": 2},
         )  # fmt: skip
         return entry.folder
+
+    def learned(self) -> Path:
+        """The first base after it has learnt from texts like the task's."""
+        folder = self.folder / "learned"
+        if not folder.exists():
+            task = write_rows(self.folder / "lore.csv", tiny_rows(150, 9))
+            training = {**TRAINING["tune"], **COMMON, "steps": 60, "batch_size": 32, "evaluate_every": 60}
+            [entry] = anytune.tune(self.base, task, store=self.folder / "lore", training=training)
+            anytune.merge(entry, folder, store=self.folder / "lore")
+        return folder
+
+    def prompts(self) -> dict[str, list[Entry]]:
+        """Stored prompts of that base: two of other tasks, and one that was tuned on the bench's own."""
+        shelf = Store(self.folder / "prompts")
+        found = {entry.name: entry for entry in shelf.find("delta")}
+        others = {f"of-{word}": self.folder / f"{word}.csv" for word in ("walks", "finds")}
+        tasks = {**others, "taught": self.task}
+        for number, (name, task) in enumerate(tasks.items(), 1):
+            if not task.exists():
+                write_rows(task, tiny_rows(48, number))
+            if name not in found:
+                [found[name]] = anytune.tune(
+                    self.learned(), task, store=shelf, name=name, seeds=[number],
+                    method={"name": "prompt_tuning", "length": 4},
+                    training={**TRAINING["transfer"], **COMMON, "steps": 20},
+                )  # fmt: skip
+        return {"sources": [found[name] for name in others], "teachers": [found["taught"]]}
+
+    def given(self, name: str) -> dict[str, list[Entry]]:
+        """The stored prompts that a method takes."""
+        takes = registry.get(name).takes
+        return {role: entries for role, entries in self.prompts().items() if role in takes} if takes else {}
+
+    def read(self, name: str) -> dict[str, list[PromptSource]]:
+        """The same as methods get them."""
+        base, store = load_base(self.learned()), Store(self.folder / "prompts")
+        return {
+            role: [one.prompt for one in given_prompts(entries, base, store, role)]
+            for role, entries in self.given(name).items()
+        }
+
+    def plain(self, name: str) -> Trained:
+        """What the method is under its neutral settings: plain training, or the method it adds to."""
+        added_to = exercise(name).plain
+        return self.loop(name, methods=[registry.create(added_to, shared(name))] if added_to else [])
 
     def job(
         self,
@@ -135,8 +192,8 @@ class Bench:
         }  # fmt: skip
         if room == "pretrain":
             [entry] = anytune.pretrain(self.base_of(name), [self.domain], names=["upgraded"], **shared)
-        elif room == "tune":
-            [entry] = anytune.tune(self.base, self.task, **shared)
+        elif room in ("tune", "transfer"):
+            [entry] = anytune.tune(self.base_of(name), self.task, **self.given(name), **shared)
         else:
             [outdated] = store.find("delta", tags={"arm": "fresh"})
             [entry] = anytune.recycle(outdated, self.other, task=self.task, **shared)
@@ -180,6 +237,7 @@ class Bench:
         tokenizer = base.tokenizer()
         head_names: list[str] = []
         batches: Any
+        told: dict[str, Any] = {}
         with seeded(5):
             if room == "pretrain":
                 blocks = pack(
@@ -189,6 +247,7 @@ class Bench:
                 model, _ = base.pretraining_model(7)
             else:
                 task = load_task(self.task)
+                told = {"label_names": task.label_names, **self.read(name)}
                 encoded = encode_task(task.train, tokenizer, options.max_length, task.kind)
                 batches = ExampleBatches(encoded, options.batch_size, 3)
                 model, head_names = base.task_model(task.kind, task.label_names, 7)
@@ -197,7 +256,7 @@ class Bench:
             run = Run(seed=derive_seed(11), steps=steps, anatomy=base.anatomy, head_names=head_names,
                       install_outdated=self._install if room == "recycle" else None,
                       objective=objective, batches=batches, base=base, device=torch.device("cpu"),
-                      carried=load_carried(base.folder))  # fmt: skip
+                      carried=load_carried(base.folder), **told)  # fmt: skip
             for method in methods:
                 model = method.prepare(model, run)
             if precise:
@@ -238,7 +297,17 @@ def without_dropout(model: nn.Module) -> nn.Module:
             module.p = 0.0
         if hasattr(module, "dropout_prob"):  # attention asks for the number alone
             module.dropout_prob = 0.0
+    prompt = prompt_of(model)
+    if prompt is not None:
+        prompt.config = replace(prompt.config, dropout=0.0)
     return model
+
+
+def shared(name: str) -> dict[str, Any]:
+    """The settings of a method's exercise that the method it adds to has, too; none where that is plain training."""
+    added_to = exercise(name).plain
+    known = {setting.name for setting in registry.describe(added_to)} if added_to else set()
+    return {key: value for key, value in exercise(name).settings.items() if key in known}
 
 
 def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:

@@ -50,6 +50,7 @@ class Places:
         self.base = load_base(self.bench.other if self.room == "recycle" else self.bench.base_of(self.name))
         tokenizer = self.base.tokenizer()
         self.batches: Any
+        self.told: dict[str, Any] = {}
         if self.room == "pretrain":
             blocks = pack(
                 load_domain(self.bench.domain).texts, tokenizer, self.options.block_size, objective="mlm", cache=None
@@ -61,6 +62,7 @@ class Places:
             self.encoded = encode_task(self.task.train, tokenizer, self.options.max_length, self.task.kind)
             self.batches = ExampleBatches(self.encoded, self.options.batch_size, 3)
             self.objective = Classification()
+            self.told = {"label_names": self.task.label_names, **self.bench.read(self.name)}
         self.install = self.bench._install if self.room == "recycle" else None
 
     def methods(self) -> list[Method]:
@@ -82,7 +84,7 @@ class Places:
         return Run(seed=derive_seed(SEED, "method"), steps=self.steps, anatomy=self.base.anatomy,
                    head_names=head_names, install_outdated=self.install, objective=self.objective,
                    batches=self.batches, base=self.base, device=torch.device("cpu"),
-                   carried=load_carried(self.base.folder))  # fmt: skip
+                   carried=load_carried(self.base.folder), **self.told)  # fmt: skip
 
     # ------------------------------------------------------------------ the places
 
@@ -119,6 +121,7 @@ class Places:
         return hf_trainer(
             model, self.methods() if methods is None else methods, args=self.arguments(folder, **changed),
             head_names=head_names, anatomy=self.base.anatomy, install_outdated=self.install, base=self.base,
+            **{key: value for key, value in self.told.items() if key != "label_names"},
             **{"train_dataset": self.batches, **given},
         )  # fmt: skip
 

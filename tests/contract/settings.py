@@ -24,6 +24,7 @@ class Exercise:
         settings: settings under which it does what its card says (its defaults may be neutral).
         training: training settings, where those of the room do not suit.
         trains: which weights (by their names in the prepared model) it trains; all others must stay bit for bit.
+        plain: the method that it adds to and is under its neutral settings; by default plain training.
         second_stage: in the first stage of a stream it only gathers; the contract looks at the second.
         no_accumulation: why k micro-batches of b are not one batch of k * b for this method, if they are not.
     """
@@ -31,6 +32,7 @@ class Exercise:
     settings: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     trains: Callable[[str, set[str]], bool] = everything
+    plain: str = ""
     second_stage: bool = False
     no_accumulation: str = ""
 
@@ -55,7 +57,22 @@ def _block_matrix_or_head(name: str, head_names: set[str]) -> bool:
     return name in head_names or (".layer." in name and name.endswith("weight") and "LayerNorm" not in name)
 
 
+def _prompt_or_head(name: str, head_names: set[str]) -> bool:
+    return name.startswith("soft_prompt.") or name in head_names
+
+
 EXERCISES: dict[str, Exercise] = {
+    "transfer/prompt_tuning": Exercise(settings={"length": 4}, trains=_prompt_or_head),
+    "transfer/prompt_transfer": Exercise(trains=_prompt_or_head),
+    # by half a cosine: a run that goes on must know how far it was
+    "transfer/panda": Exercise(
+        settings={"length": 4, "schedule": "cosine", "hold": 0.2},
+        trains=_prompt_or_head,
+        plain="transfer/prompt_tuning",
+    ),
+    "transfer/attempt": Exercise(trains=_prompt_or_head),
+    "transfer/mpt": Exercise(trains=_prompt_or_head),
+    "transfer/label_smoothing": Exercise(training={"learning_rate": 5e-3}),
     "tune/sift": Exercise(
         settings={"share": 0.1}, training={"learning_rate": 1e-2, "batch_size": 42}, trains=_block_matrix_or_head
     ),
@@ -93,6 +110,11 @@ EXERCISES: dict[str, Exercise] = {
 #: further settings under which a method does something else, run where the place it runs in may matter
 OTHER_WAYS: dict[str, list[dict[str, Any]]] = {
     "tune/child_tuning": [{"variant": "D", "keep": 0.3}],
+    "transfer/prompt_tuning": [{"length": 3, "kind": "input"}, {"length": 3, "projection": 5}],
+    "transfer/panda": [
+        {"length": 3, "loss": "kl", "schedule": "linear", "shuffle_teacher": True},
+        {"length": 3, "loss": "hidden", "kind": "input"},
+    ],
     "tune/extrapolation": [{"direction": "noise"}],
     "pretrain/das": [{"contrast": 0.0, "examples": 16, "rows": 4, "form": "update"}],
     "pretrain/l2_anchor": [{"to": "first", "form": "penalty", "anchor": "cpu"}],

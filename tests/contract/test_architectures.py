@@ -25,6 +25,8 @@ from anytune.jobs.tuning import delta_of, load_delta
 from anytune.methods import Classification, Run, registry
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import load_base
+from anytune.models.soft_prompt_config import SoftPromptConfig
+from anytune.models.soft_prompts import PromptSource, prompt_of, prompt_width
 from anytune.store import Entry, Store
 from tests.contract.settings import exercise
 from tests.models.kinds import KINDS, VARIANTS, make_kind
@@ -34,7 +36,7 @@ ALL = (*KINDS, *VARIANTS)
 FAMILIES = ("bert", "gpt2", "llama", "t5")
 #: tune methods that store something of their own, or are the first that anybody uses: through the jobs on every kind
 EVERYWHERE = ("tune/full", "tune/lora", "tune/bitfit", "tune/sift", "tune/dps")
-ROOMS = {room: registry.names(room) for room in ("pretrain", "tune", "recycle")}
+ROOMS = {room: registry.names(room) for room in ("pretrain", "tune", "transfer", "recycle")}
 COMMON = {"precision": "fp32", "batch_size": 8, "learning_rate": 3e-3, "schedule": "constant", "keep": "last"}
 PRETRAIN = {**COMMON, "steps": 4, "block_size": 32}
 TUNE = {**COMMON, "steps": 3, "max_length": 24}
@@ -145,6 +147,44 @@ def test_it_trains_and_nothing_but_a_difference_is_left(kind, method, shelf):
         assert moved.difference
         assert set(moved.head) == {*head_names}
         assert all(torch.isfinite(tensor).all() for tensor in moved.difference.values())
+
+
+@pytest.mark.parametrize(("kind", "method"), claimed("transfer"))
+def test_a_prompt_is_tuned_and_a_plain_peft_folder_is_left(kind, method, shelf):
+    place = shelf(kind)
+    base, batches, labels = place.opened
+    model, head_names = base.task_model("classification", labels, 0)
+    drawn = torch.Generator().manual_seed(2)
+    width, state = prompt_width(model, "deep", base.anatomy), model.state_dict()
+    given = [
+        PromptSource(
+            f"of-{number}", SoftPromptConfig(length=3), torch.randn(3, width, generator=drawn) * 0.1,
+            {name: torch.randn(state[name].shape, generator=drawn) * 0.1 for name in head_names}, labels,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    takes = dict.fromkeys(registry.get(method).takes, given)
+    made, objective = registry.create(method, exercise(method).settings), Classification()
+    run = Run(seed=0, steps=3, anatomy=base.anatomy, head_names=head_names, objective=objective, batches=batches,
+              base=base, device=torch.device("cpu"), label_names=labels, **takes)  # fmt: skip
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    with seeded(1):
+        model = made.prepare(model, run)
+        start = None if prompt_of(model) is None else prompt_of(model).values().detach().clone()
+        train(
+            model, methods=[made], objective=objective, batches=batches, steps=3, learning_rate=1e-2,
+            settings=training_settings({"precision": "fp32", "keep": "last"}), runtime=make_runtime("fp32"),
+        )  # fmt: skip
+        model = made.finish(model, run)
+    if start is None:  # it leaves the prompt to others
+        return
+    assert not torch.equal(prompt_of(model).values().detach(), start)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name not in head_names)
+    left = delta_of(model, base, list(head_names), base.identity)
+    assert left.config["peft_type"] == "PREFIX_TUNING"
+    torch.testing.assert_close(left.tensors["prompt_embeddings"], prompt_of(model).values().detach())
+    assert len(left.tensors) == 1 + len(head_names)
 
 
 @pytest.mark.parametrize(("kind", "method"), [case for case in claimed("tune") if through_the_jobs(*case.values)])

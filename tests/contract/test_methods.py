@@ -16,7 +16,7 @@ from anytune.methods import registry
 from anytune.methods.protocol import overrides
 from anytune.models.probe import check_probe
 from anytune.store import Store
-from tests.contract.bench import METHODS, TRAINING_METHODS, Bench, equal, room_of
+from tests.contract.bench import JOBS, METHODS, TRAINING_METHODS, Bench, equal, room_of, shared
 from tests.contract.settings import EXERCISES, exercise
 
 
@@ -63,15 +63,14 @@ def test_its_class_keeps_no_state_and_its_settings_are_plain_values(name):
 
 @pytest.mark.parametrize("name", [name for name in METHODS if registry.get(name).neutral is not None])
 def test_its_neutral_setting_is_plain_training_bit_for_bit(name, bench: Bench):
-    neutral = bench.loop(name, settings=registry.get(name).neutral)
-    plain = bench.loop(name, methods=[])
-    assert equal(neutral.after, plain.after)
+    neutral = bench.loop(name, settings={**shared(name), **registry.get(name).neutral})
+    assert equal(neutral.after, bench.plain(name).after)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if registry.get(name).neutral is not None])
 def test_its_exercise_is_not_neutral_unless_it_has_no_settings(name, bench: Bench):
     if registry.describe(name):
-        assert not equal(bench.loop(name).after, bench.loop(name, methods=[]).after)
+        assert not equal(bench.loop(name).after, bench.plain(name).after)
 
 
 @pytest.mark.parametrize("name", TRAINING_METHODS)
@@ -126,10 +125,11 @@ def test_it_saves_loads_and_answers_the_same(name, bench: Bench):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_its_manifest_records_every_setting_and_says_how_to_make_it_again(name, bench: Bench):
-    manifest = bench.finished(name).manifest
+    manifest, given = bench.finished(name).manifest, [one.id for many in bench.given(name).values() for one in many]
     [record] = [one for one in manifest.methods if one.name == name]
     assert record.settings == registry.settings_of(registry.create(name, exercise(name).settings))
-    assert manifest.recipe["job"] == room_of(name)
+    assert manifest.recipe["job"] == JOBS.get(room_of(name), room_of(name))
+    assert [parent.id for parent in manifest.parents if parent.role == "delta"][-len(given) :] == given
     assert manifest.environment.threads == torch.get_num_threads()
     assert manifest.environment.precision == "fp32"
 

@@ -42,6 +42,7 @@ def pair(bench: Bench, tmp_path_factory) -> Path:
     bench.store("for-processes")
     for name, _ in ALIKE:
         bench.base_of(name)
+    bench.prompts()
     for name, sharding in CUT:
         for which in ("cut", "uncut"):
             bench.store(f"{which}-{folder_name(name, sharding)}")

@@ -1,4 +1,4 @@
-"""Each example runs as it stands, and the three places give one score and the same weights."""
+"""Each example runs as it stands; the three places give one score and the same weights, and prompts are handed on."""
 
 from __future__ import annotations
 
@@ -9,30 +9,48 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import tiny_rows, write_rows
+
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
+PLACES = sorted(FOLDER.glob("tune_with_*.py"))
 
 
 @pytest.fixture
 def said(tiny_base, tiny_task, monkeypatch, capsys, tmp_path):
-    def run(path: Path) -> list[str]:
+    def run(path: Path, *more: Path, last: int = 2) -> list[str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(path), str(tiny_base), str(tiny_task)])
+        monkeypatch.setattr(sys, "argv", list(map(str, (path, tiny_base, tiny_task, *more))))
         with torch.random.fork_rng(devices=[]):
             runpy.run_path(str(path), run_name="__main__")
-        return capsys.readouterr().out.strip().splitlines()[-2:]
+        return capsys.readouterr().out.strip().splitlines()[-last:]
 
     return run
 
 
 def test_the_three_places_print_the_same_score_and_the_same_weights(said, tmp_path):
-    lines = {path.name: said(path) for path in EXAMPLES}
+    lines = {path.name: said(path) for path in PLACES}
     assert set(lines) == {"tune_with_anytune.py", "tune_with_pytorch.py", "tune_with_trainer.py"}
     [first, *others] = lines.values()
     assert first[0].startswith("things: accuracy on the test split ")
     assert float(first[0].rsplit(" ", 1)[1]) > 0.2
     assert first[1].startswith("weights ")
     assert all(other == first for other in others), lines
+    assert not list(tmp_path.iterdir()), "an example left something in the current folder"
+
+
+def test_a_prompt_is_ranked_started_from_and_learnt_from(said, tmp_path, tmp_path_factory):
+    assert {path.name for path in EXAMPLES} == {*(path.name for path in PLACES), "transfer_a_prompt.py"}
+    folder = tmp_path_factory.mktemp("sources")
+    tasks = [
+        write_rows(folder / f"{name}.csv", tiny_rows(40, seed)) for seed, name in enumerate(("walks", "finds"), 3)
+    ]
+    lines = said(FOLDER / "transfer_a_prompt.py", *tasks, last=3)
+    ways = [line.partition(": accuracy on the test split ") for line in lines]
+    assert ways[0][0] == "prompt tuning"
+    assert ways[1][0] in ("from walks", "from finds")
+    assert ways[2][0] == "taught by that"
+    assert all(0 <= float(score) <= 1 for _, _, score in ways)
     assert not list(tmp_path.iterdir()), "an example left something in the current folder"
 
 

@@ -16,11 +16,12 @@ from anytune.jobs.recipe_schemas import JOBS, EvaluateRecipe, PretrainRecipe, Tu
 from anytune.jobs.recipes import load_recipe, run
 from anytune.jobs.recycle import recycle
 from anytune.jobs.report import report
+from anytune.jobs.transfer_grid import transfer_grid
 from anytune.jobs.tune import tune
 
 FUNCTIONS = {
     "tune": tune, "pretrain": pretrain, "recycle": recycle, "evaluate": evaluate, "compare": compare_arms,
-    "anytime": anytime_matrix, "report": report,
+    "anytime": anytime_matrix, "transfer": transfer_grid, "report": report,
 }  # fmt: skip
 EXAMPLES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -29,6 +29,7 @@ from anytune.cli import (
     run,
     samples,
     store,
+    transfer,
     tune,
 )
 from anytune.cli.failures import Guarded, hang_up, interrupted, leave_speech_to_first
@@ -54,6 +55,7 @@ def build(rich_help: bool = False) -> typer.Typer:
     app.command("recycle")(recycle.recycle)
     app.command("compare")(compare.compare)
     app.command("anytime")(anytime.anytime)
+    app.add_typer(transfer.build(**options), name="transfer")
     app.command("evaluate")(evaluate.evaluate)
     app.command("lm-eval")(lm_eval.lm_eval)
     app.command("predict")(predict.predict)

@@ -124,6 +124,21 @@ StartFrom = Annotated[
     ),
 ]  # fmt: skip
 
+Source = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DELTA", help="Start from this stored soft prompt of another task; may be repeated, best first.",
+        rich_help_panel=TRAINING,
+    ),
+]  # fmt: skip
+Teacher = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DELTA", help="Learn from this stored soft prompt tuned on this task; may be repeated.",
+        rich_help_panel=TRAINING,
+    ),
+]  # fmt: skip
+
 LogWith = Annotated[
     list[str] | None,
     typer.Option(

@@ -19,6 +19,10 @@ def report(
         list[str] | None,
         typer.Option(metavar="FOLDER", help="Also the matrices of a job: anytime, by their folder; may be repeated."),
     ] = None,
+    transfer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER", help="Also the grid of a job: transfer, by its folder; may be repeated."),
+    ] = None,
 ) -> None:
     """Make one HTML page of a store.
 
@@ -28,4 +32,4 @@ def report(
     """
     from anytune.jobs.report import report as job
 
-    print(job(store, out, figures=figures, anytime=anytime or []))
+    print(job(store, out, figures=figures, anytime=anytime or [], transfer=transfer or []))

@@ -73,6 +73,10 @@ def _print(job: str, result: Any) -> None:
 
 
 def _plain(result: Any) -> Any:
+    if hasattr(result, "rankings"):
+        from anytune.jobs import transfer_grid
+
+        return transfer_grid.record(result)
     if hasattr(result, "lines"):
         if hasattr(result, "stages"):
             from anytune.jobs import anytime

@@ -51,6 +51,8 @@ def tune(
     resume: options.Resume = False,
     restart: options.Restart = False,
     start_from: options.StartFrom = None,
+    source: options.Source = None,
+    teacher: options.Teacher = None,
     text: options.Text = None,
     label: options.Label = None,
     metric: options.Metric = None,
@@ -100,7 +102,7 @@ def tune(
         train_sizes=values.sizes(train_sizes), per_class=per_class, subset_seed=values.subset_seed(subset_seed),
         score_on=score_on, probe_on=probe_on, against=against,
         keep=keep, name=name, tags=labels, start_from=start_from,
-        resume=going_on, log_with=log_with, log_dir=log_dir,
+        sources=source, teachers=teacher, resume=going_on, log_with=log_with, log_dir=log_dir,
         dry_run=dry_run, workers=workers, fan_out=fan_out, reporter=reporter(quiet), **columns,
     )  # fmt: skip
     if dry_run:

@@ -44,6 +44,7 @@ from anytune.engine.trainer_arguments import (
     check_weights,
     default_objective,
     is_batches,
+    named_labels,
     planned_steps,
     value_of,
 )
@@ -57,6 +58,7 @@ from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.base import Base, save_hyperprompt
 from anytune.models.carried import load_carried
 from anytune.models.layout import is_hyperprompt
+from anytune.models.soft_prompts import PromptSource, prompt_of
 from anytune.models.weights import SINGLE_FILE, write_tensors
 
 #: Where the Trainer puts the number of items of the whole step.
@@ -73,6 +75,8 @@ def hf_trainer(
     anatomy: Anatomy | None = None,
     install_outdated: Callable[[nn.Module], nn.Module] | None = None,
     base: Base | None = None,
+    sources: Sequence[PromptSource] = (),
+    teachers: Sequence[PromptSource] = (),
     callbacks: Sequence[TrainerCallback] = (),
     **trainer: Any,
 ) -> MethodTrainer:
@@ -91,6 +95,8 @@ def hf_trainer(
         anatomy: of the model's kind; by default read from its config.
         install_outdated: recycle methods only: puts the outdated weights into the model.
         base: the base the model was made from, for methods that need its tokenizer or pre-training head.
+        sources: stored prompts of other tasks, for methods that take them; read by ``jobs.prompt_sources``.
+        teachers: stored prompts of this task, likewise.
         callbacks: further callbacks; the methods' hooks come before them.
         trainer: further arguments of the Trainer: ``train_dataset`` (anything it takes, or ``ExampleBatches`` /
             ``BlockBatches``), ``eval_dataset`` (anything it takes, or an ``Encoded``), ``compute_metrics``, ...
@@ -101,7 +107,8 @@ def hf_trainer(
     """
     return MethodTrainer(
         model, methods, args=args, head_names=head_names, objective=objective, anatomy=anatomy,
-        install_outdated=install_outdated, base=base, callbacks=callbacks, **trainer,
+        install_outdated=install_outdated, base=base, sources=sources, teachers=teachers, callbacks=callbacks,
+        **trainer,
     )  # fmt: skip
 
 
@@ -177,6 +184,8 @@ class MethodTrainer(Trainer):
         anatomy: Anatomy | None = None,
         install_outdated: Callable[[nn.Module], nn.Module] | None = None,
         base: Base | None = None,
+        sources: Sequence[PromptSource] = (),
+        teachers: Sequence[PromptSource] = (),
         callbacks: Sequence[TrainerCallback] = (),
         **trainer: Any,
     ) -> None:
@@ -205,6 +214,7 @@ class MethodTrainer(Trainer):
             install_outdated=install_outdated, objective=objective, base=base, device=args.device,
             batches=data if data is not None and is_batches(data) else None,
             carried=load_carried(base.folder) if base is not None else {},
+            sources=sources, teachers=teachers, label_names=named_labels(model),
         )  # fmt: skip
         with seeded(derive_seed(args.seed, "train")):
             for method in self.methods:
@@ -329,7 +339,7 @@ class MethodTrainer(Trainer):
         if self.args.should_save:
             model: Any = self.inner
             folder.mkdir(parents=True, exist_ok=True)
-            if hasattr(model, "peft_config"):
+            if hasattr(model, "peft_config") or prompt_of(model) is not None:
                 AdapterDelta.from_model(model).save(folder)
             elif hasattr(model, "save_pretrained"):
                 state = model.state_dict()

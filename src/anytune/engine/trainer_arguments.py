@@ -147,3 +147,10 @@ def check_arguments(args: TrainingArguments, trainer: Mapping[str, Any]) -> None
 def value_of(given: Any) -> str:
     """Of an enumeration of the Trainer's, or a string."""
     return str(getattr(given, "value", given))
+
+
+def named_labels(model: nn.Module) -> tuple[str, ...]:
+    """What output i of a task model's head is called, in order; () where only transformers' own names stand."""
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    found = tuple(str(names[index]) for index in sorted(names))
+    return () if all(name.startswith("LABEL_") for name in found) else found

@@ -230,13 +230,13 @@ def record(comparison: Comparison) -> dict[str, Any]:
 
 
 def check_arms(
-    arms: Mapping[str, Any], control: str, *, room: str = "tune", keys: Sequence[str] = ARM_KEYS,
+    arms: Mapping[str, Any], control: str, *, room: registry.Rooms = registry.TUNING, keys: Sequence[str] = ARM_KEYS,
     plain: tuple[str, str] = ("plain", PLAIN), alone: bool = False,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """The arms with the control first; plain training is added where it is the control and not among them.
 
     Args:
-        room: of the methods.
+        room: or rooms of the methods.
         keys: what an arm may hold.
         plain: the arm that need not be among them, and its method.
         alone: whether the control may be the only arm.
@@ -245,7 +245,9 @@ def check_arms(
         SettingsError: no arm, one without a method or with an unknown key, or a control that is none of them.
     """
     if not isinstance(arms, Mapping) or not arms:
-        example = "lora: {method: {name: lora, r: 8}}" if room == "tune" else f"{plain[0]}: {{method: {plain[1]}}}"
+        example = (
+            "lora: {method: {name: lora, r: 8}}" if room == registry.TUNING else f"{plain[0]}: {{method: {plain[1]}}}"
+        )
         raise SettingsError("no arms are given", fix=f"arms: {{{example}}}")
     for name, arm in arms.items():
         if not isinstance(arm, Mapping):

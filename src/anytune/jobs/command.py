@@ -13,12 +13,13 @@ from anytune.engine.tracking import Tracking
 from anytune.errors import SettingsError
 from anytune.jobs.extra_scores import ExtraScores, LabelMap, Sources, extra_scores
 from anytune.jobs.opening import fitting, open_task
+from anytune.jobs.prompt_sources import References, given_prompts, refuse_self_pairs
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.subsets import Subsets, SubsetSeed, subsets
-from anytune.jobs.tuning import Outdated, TuningPlan, refuse_untrained, suggested_rate
+from anytune.jobs.tuning import GivenPrompt, Outdated, TuningPlan, refuse_untrained, suggested_rate
 from anytune.manifests import MethodRecord
 from anytune.methods import registry
-from anytune.methods.protocol import Method
+from anytune.methods.protocol import Method, check_given
 from anytune.models.base import Base
 from anytune.store import Entry, Store
 
@@ -36,6 +37,9 @@ class Command:
     #: what else a recipe of one of the runs holds
     asked: Mapping[str, Any]
     start_from: Entry | str | Path | None = None
+    #: stored prompts that the runs are given, by what they are to them; see :mod:`anytune.jobs.prompt_sources`
+    sources: References | None = None
+    teachers: References | None = None
     tracking: Tracking | None = None
     #: whether a run that diverges is one of several, and stored
     keeps_failure: bool = False
@@ -76,13 +80,19 @@ class Command:
         """A part of the task as token ids."""
         return EncodedTask.of(part, self.base, self.settings.max_length)
 
-    def plans(self, method: Any, keep: str, name: str | None, tags: Mapping[str, str]) -> list[TuningPlan]:
+    def plans(
+        self, method: Any, keep: str, name: str | None, tags: Mapping[str, str], *, control: bool = False
+    ) -> list[TuningPlan]:
         """The runs of one method, by size and seed.
+
+        Args:
+            control: the method stands beside another one, for whose sake stored prompts may be given.
 
         Raises:
             AnytuneError: the method, or what it would start from, does not fit.
         """
         methods, settings = check_methods(method, self.base), self.settings
+        sources, teachers = self.prompts(methods, control)
         start: Outdated | None = None
         inherited: list[MethodRecord] = []
         if self.start_from is not None:
@@ -95,19 +105,37 @@ class Command:
         plans = []
         for size in self.parts.sizes:
             for seed in self.seeds:
-                part, fresh = self.parts.of(size, seed), registry.parse(method, "tune")
+                part, fresh = self.parts.of(size, seed), registry.parse(method, registry.TUNING)
+                refuse_self_pairs(sources, self.task, part)
                 plans.append(TuningPlan(
                     job="tune", base=self.base, task=part, settings=settings, seed=seed, keep=keep, start=start,
-                    tracking=self.tracking, extra=self.extra, keeps_failure=self.keeps_failure,
+                    sources=sources, teachers=teachers, tracking=self.tracking, extra=self.extra, 
+                    keeps_failure=self.keeps_failure,
                     methods=fresh if start is None else methods_after(start, fresh)[0], inherited=inherited,
                     name=name or f"{self.task.name}-{fresh[0].name}-{self.base.name}", tags=dict(tags),
                     recipe=recipe_of(
                         "tune", base=self.base, task=self.task, method=method, training=settings, seeds=[seed],
                         train_size=size, keep=keep, start_from=start.entry.reference if start else None,
+                        sources=[one.recipe for one in sources] or None,
+                        teachers=[one.recipe for one in teachers] or None,
                         subset_seed=None if part is self.task else self.parts.seed_of(seed) or None, **self.asked,
                     ),
                 ))  # fmt: skip
         return plans
+
+    def prompts(self, methods: Sequence[Method], control: bool) -> tuple[list[GivenPrompt], list[GivenPrompt]]:
+        """The sources and teachers that the runs of these methods are given; a control only gets what it takes.
+
+        Raises:
+            AnytuneError: one cannot be used, a method lacks what it needs, or none takes what is given.
+        """
+        taken = {role for method in methods for role in method.takes}
+        found = {
+            role: given_prompts(given if role in taken or not control else None, self.base, self.store, role)
+            for role, given in (("sources", self.sources), ("teachers", self.teachers))
+        }
+        check_given(methods, {role: len(given) for role, given in found.items()})
+        return found["sources"], found["teachers"]
 
 
 def check_methods(method: Any, base: Base) -> list[Method]:
@@ -116,7 +144,7 @@ def check_methods(method: Any, base: Base) -> list[Method]:
     Raises:
         AnytuneError: unknown, none, not for this kind of model, or one that does not train.
     """
-    methods = registry.parse(method, "tune", base.anatomy.model_type)
+    methods = registry.parse(method, registry.TUNING, base.anatomy.model_type)
     if not methods:
         raise SettingsError("no method is given", why="An empty list trains nothing.", fix="method=full")
     refuse_untrained(methods, "tune")

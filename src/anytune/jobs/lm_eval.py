@@ -13,6 +13,7 @@ from anytune.evaluate.lm_eval_bridge import lm_eval_scores, needs_lm_eval
 from anytune.jobs.load import load
 from anytune.jobs.opening import DEFAULT_STORE, base_of_delta, open_base, open_store
 from anytune.models.base import Base
+from anytune.models.soft_prompts import prompt_of
 from anytune.store import Entry, Store
 
 Source = str | Path
@@ -101,10 +102,10 @@ def _model(
         opened = base_of_delta(reference, place, base)
         _refuse_prompted(opened)
         model, _ = load(reference, store=place, base=opened)
-        if hasattr(model, "peft_config") and model.active_peft_config.is_prompt_learning:
+        if prompt_of(model) is not None:
             raise DeltaError(
                 f"'{reference.reference}' is a soft prompt",
-                why="lm-eval would count the answers at the prompt's own places.",
+                why="lm-eval fills contexts up to the base's last position, and the prompt needs some of them.",
                 fix="anytune evaluate",
             )
         return model, opened

@@ -24,6 +24,7 @@ from anytune.manifests import MANIFEST_NAME, Manifest, staged_folder
 from anytune.models.adapters import merge as merge_adapter
 from anytune.models.base import Base, save_base
 from anytune.models.probe import check_probe
+from anytune.models.soft_prompts import prompt_of
 from anytune.store import Entry, Store
 from anytune.store.entry import stored_as
 
@@ -226,7 +227,7 @@ def merge(
     entry = open_delta(delta, place)
     belongs = base_of_delta(entry, place, base)
     model, _ = load(entry, store=place, base=belongs)
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config") or prompt_of(model) is not None:
         model = merge_adapter(model)
     with staged_folder(final) as folder:
         save_base(model, belongs, folder)

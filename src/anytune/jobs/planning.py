@@ -19,6 +19,7 @@ from anytune.jobs.forecast import PENDING, Forecast, standing_in
 from anytune.jobs.opening import open_base, open_store, open_task
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recycle import recycle
+from anytune.jobs.transfer_grid import transfer_grid
 from anytune.jobs.tune import tune
 from anytune.jobs.use_forecasts import forecast_evaluation
 from anytune.manifests import caches_unwritten, read_manifest
@@ -83,12 +84,38 @@ class Planner:
             pending = True
         elif isinstance(start, str) and len(self.stored.get(slug(start), [])) == 1:
             [arguments["start_from"]] = self.stored[slug(start)]
+        lacking = self._prompts(arguments)
+        called = arguments.get("method", "full")
+        if lacking:
+            pending, arguments["method"] = True, _without_prompts(called)
         with standing_in() if pending else nullcontext():
             made: list[Any] = tune(**arguments, dry_run=True)
+        if lacking and not arguments.get("name"):
+            stand_in, own = (
+                slug(registry.parse(one, registry.TUNING)[0].name) for one in (arguments["method"], called)
+            )
+            made = [replace(one, name=one.name.replace(stand_in, own, 1)) for one in made]
         for one in made:
             if one.state != "stored":
                 self.deltas[slug(one.name)] = arguments
         return made
+
+    def _prompts(self, arguments: dict[str, Any]) -> bool:
+        """Put in the sources and teachers that are stored; take all of them out if one is still to be made."""
+        lacking = False
+        for role in ("sources", "teachers"):
+            found = []
+            for one in arguments.get(role) or ():
+                name = slug(str(one["delta"] if isinstance(one, Mapping) else one))
+                stored = self.stored.get(name, [])
+                lacking = lacking or name in self.deltas
+                entry = stored[0] if len(stored) == 1 else None
+                found.append(one if entry is None else {**one, "delta": entry} if isinstance(one, Mapping) else entry)
+            if role in arguments:
+                arguments[role] = found
+        if lacking:
+            arguments.update({role: None for role in ("sources", "teachers") if role in arguments})
+        return lacking
 
     def _recycle(self, given: dict[str, Any]) -> list[Forecast]:
         base, pending = self._base(given["base"])
@@ -146,9 +173,26 @@ class Planner:
             made: Any = anytime_matrix(**{**given, "base": base}, dry_run=True)
         return list(made)
 
+    def _transfer(self, given: dict[str, Any]) -> list[Forecast]:
+        base, pending = self._base(given["base"])
+        with standing_in() if pending else nullcontext():
+            made: Any = transfer_grid(**{**given, "base": base}, dry_run=True)
+        return list(made)
+
     def _report(self, given: dict[str, Any]) -> list[Forecast]:
         out = Path(given.get("out") or "report.html")
         return [Forecast("report", out.name, out.parent, notes=("a page is made in seconds from what is stored",))]
+
+
+def _without_prompts(method: Any) -> list[Any]:
+    """Methods whose prompts are still to be made, stood in for by prompt tuning: its step costs about as much."""
+    known = {setting.name for setting in registry.describe("transfer/prompt_tuning")}
+    made: list[Any] = []
+    for one in registry.parse(method, registry.TUNING):
+        given = registry.settings_of(one).items() if one.takes else ()
+        shared = {key: value for key, value in given if key in known and value is not None}
+        made.append({"name": "prompt_tuning", **shared} if one.takes else one)
+    return made
 
 
 def _untrained(one: Forecast) -> Forecast:

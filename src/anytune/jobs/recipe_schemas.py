@@ -12,6 +12,8 @@ from anytune.jobs.recipe_files import parse_seeds
 Method = str | dict[str, Any] | list[str | dict[str, Any]]
 Source = str | dict[str, Any]
 Seeds = Annotated[list[int], BeforeValidator(parse_seeds)]
+#: see :data:`anytune.methods.registry.TUNING`, which is not imported here: a wrong key should be told at once
+TUNING = ("tune", "transfer")
 #: see :data:`anytune.jobs.resuming.Resume`
 Resume = Literal["auto", "must", "never"]
 Count = Annotated[int, Field(gt=0)]
@@ -33,8 +35,8 @@ class JobRecipe(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
     #: module and function that run it
     home: ClassVar[tuple[str, str]]
-    #: key -> room of the methods it names
-    rooms: ClassVar[Mapping[str, str]] = {}
+    #: key -> room or rooms of the methods it names
+    rooms: ClassVar[Mapping[str, str | tuple[str, ...]]] = {}
 
     def arguments(self) -> dict[str, Any]:
         """The keyword arguments of the job's function."""
@@ -65,7 +67,7 @@ class TuneRecipe(TaskColumns):
     """``job: tune``; see :func:`anytune.jobs.tune.tune`."""
 
     home = ("anytune.jobs.tune", "tune")
-    rooms: ClassVar[Mapping[str, str]] = {"method": "tune", "against": "tune"}
+    rooms: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"method": TUNING, "against": TUNING}
     job: Literal["tune"] = "tune"
     base: str
     task: Source
@@ -78,6 +80,8 @@ class TuneRecipe(TaskColumns):
     log_with: str | list[str] | None = None
     log_dir: str | None = None
     start_from: str | None = None
+    sources: Sources | None = None
+    teachers: Sources | None = None
     seeds: Seeds | None = None
     train_size: Count | None = None
     train_sizes: list[Count] | None = None
@@ -96,7 +100,7 @@ class PretrainRecipe(JobRecipe):
     """``job: pretrain``; see :func:`anytune.jobs.pretrain.pretrain`."""
 
     home = ("anytune.jobs.pretrain", "pretrain")
-    rooms: ClassVar[Mapping[str, str]] = {"method": "pretrain"}
+    rooms: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"method": "pretrain"}
     job: Literal["pretrain"] = "pretrain"
     base: str
     domains: Sources
@@ -120,7 +124,7 @@ class RecycleRecipe(TaskColumns):
     """``job: recycle``; see :func:`anytune.jobs.recycle.recycle`."""
 
     home = ("anytune.jobs.recycle", "recycle")
-    rooms: ClassVar[Mapping[str, str]] = {"method": "recycle", "tune": "tune"}
+    rooms: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"method": "recycle", "tune": "tune"}
     job: Literal["recycle"] = "recycle"
     delta: str
     base: str
@@ -199,6 +203,33 @@ class AnytimeRecipe(JobRecipe):
     fan_out: str = "processes"
 
 
+class TransferRecipe(JobRecipe):
+    """``job: transfer``; see :func:`anytune.jobs.transfer_grid.transfer_grid`."""
+
+    home = ("anytune.jobs.transfer_grid", "transfer_grid")
+    job: Literal["transfer"] = "transfer"
+    base: str
+    sources: Sources
+    targets: Sources
+    arms: dict[str, Any]
+    out: str
+    control: str = "prompt tuning"
+    store: str | None = None
+    prompt: dict[str, Any] | None = None
+    seeds: Seeds | None = None
+    train_size: Count | None = None
+    source_size: Count | None = None
+    source_seed: int = 0
+    training: dict[str, Any] | None = None
+    source_training: dict[str, Any] | None = None
+    rates: list[float] | None = None
+    measures: list[str] | None = None
+    choose_by: str = "logme"
+    rows: Count | None = None
+    workers: int | None = None
+    fan_out: str = "processes"
+
+
 class ReportRecipe(JobRecipe):
     """``job: report``; see :func:`anytune.jobs.report.report`."""
 
@@ -208,6 +239,7 @@ class ReportRecipe(JobRecipe):
     out: str | None = None
     figures: str | None = None
     anytime: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    transfer: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
 JOBS: dict[str, type[JobRecipe]] = {
@@ -217,5 +249,6 @@ JOBS: dict[str, type[JobRecipe]] = {
     "evaluate": EvaluateRecipe,
     "compare": CompareRecipe,
     "anytime": AnytimeRecipe,
+    "transfer": TransferRecipe,
     "report": ReportRecipe,
 }

@@ -36,6 +36,7 @@ from anytune.jobs.recipe_schemas import (
     JobRecipe,
     PretrainRecipe,
     RecycleRecipe,
+    TransferRecipe,
     TuneRecipe,
 )
 from anytune.manifests import MANIFEST_NAME, read_manifest
@@ -48,6 +49,9 @@ FILE_KEYS = (
     "old_base",
     "delta",
     "start_from",
+    "sources",
+    "teachers",
+    "targets",
     "task",
     "tasks",
     "score_on",
@@ -57,11 +61,12 @@ FILE_KEYS = (
     "watch",
     "apart_from",
     "anytime",
+    "transfer",
     "validation",
     "test",
     "source",
 )
-PLACES_TO_WRITE = ("store", "out", "figures", "log_dir", "anytime")
+PLACES_TO_WRITE = ("store", "out", "figures", "log_dir", "anytime", "transfer")
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
 
@@ -159,7 +164,7 @@ def _run_job(
     arguments = job.arguments()
     if store is not None:
         arguments["store"] = store
-    if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe | CompareRecipe | AnytimeRecipe):
+    if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe | CompareRecipe | AnytimeRecipe | TransferRecipe):
         arguments["reporter"] = reporter
     function = getattr(importlib.import_module(module), name)
     for key in ("base", "old_base"):
@@ -175,7 +180,19 @@ def _run_job(
     start = made.get(slug(arguments["start_from"]), []) if arguments.get("start_from") else []
     if len(start) == 1:
         arguments["start_from"] = start[0]
+    for key in ("sources", "teachers") if isinstance(job, TuneRecipe) else ():
+        if key in arguments:
+            arguments[key] = [_made(one, made) for one in arguments[key]]
     return function(**arguments)
+
+
+def _made(prompt: Any, made: Mapping[str, list[Entry]]) -> Any:
+    """A source or teacher, with the one artefact put in that an earlier job of the recipe gave this name."""
+    name = prompt.get("delta") if isinstance(prompt, Mapping) else prompt
+    found = made.get(slug(name), []) if isinstance(name, str) else []
+    if len(found) != 1:
+        return prompt
+    return {**prompt, "delta": found[0]} if isinstance(prompt, Mapping) else found[0]
 
 
 # From text to values
@@ -314,6 +331,8 @@ def _check_methods(job: JobRecipe, values: Mapping[str, Any], text: RecipeText, 
             raise _at(problem, _where(text, place, "arms")) from None
     if isinstance(job, AnytimeRecipe):
         _check_anytime(job, text, place)
+    if isinstance(job, TransferRecipe):
+        _check_transfer(job, text, place)
     for key, room in job.rooms.items():
         if values.get(key) is None:
             continue
@@ -334,6 +353,27 @@ def _check_anytime(job: AnytimeRecipe, text: RecipeText, place: tuple[str | int,
         ("arms", lambda: check_anytime_arms(job.arms, job.control)),
         ("tuning", lambda: check_tuning(job.tuning)),
         ("metrics", lambda: check_metrics(job.metrics)),
+    ]
+    for key, check in checks:
+        try:
+            check()
+        except AnytuneError as problem:
+            raise _at(problem, _where(text, place, key)) from None
+
+
+def _check_transfer(job: TransferRecipe, text: RecipeText, place: tuple[str | int, ...]) -> None:
+    from anytune.jobs.ranking import check_measures
+    from anytune.jobs.transfer_design import check_prompt, check_rates, check_transfer_arms
+
+    _check_training(job.source_training, text, (*place, "source_training"))
+    for arm in job.arms.values():
+        if isinstance(arm, Mapping):
+            _check_training(arm.get("training"), text, (*place, "arms"))
+    checks: list[tuple[str, Any]] = [
+        ("arms", lambda: check_transfer_arms(job.arms, job.control)),
+        ("prompt", lambda: check_prompt(job.prompt)),
+        ("rates", lambda: check_rates(job.rates)),
+        ("measures", lambda: check_measures(job.measures, job.choose_by)),
     ]
     for key, check in checks:
         try:

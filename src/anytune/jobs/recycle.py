@@ -22,9 +22,11 @@ from anytune.jobs.tuning import Outdated, TuningPlan, load_delta
 from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method
-from anytune.models.adapters import AdapterDelta, head_modules
+from anytune.models.adapters import INSIDE, AdapterDelta, head_modules
 from anytune.models.base import Base
 from anytune.models.delta import FullDelta
+from anytune.models.prompt_files import BEFORE
+from anytune.models.soft_prompt_config import is_soft_prompt
 from anytune.store import Entry, Store
 
 
@@ -168,7 +170,8 @@ def complete_head(adapter: AdapterDelta, entry: Entry, base: Base) -> AdapterDel
     if not missing:
         return adapter
     state = model.state_dict()
-    tensors = {f"base_model.model.{name}": state[name].clone() for name in missing}
+    before = BEFORE if is_soft_prompt(adapter.config) else INSIDE
+    tensors = {f"{before}{name}": state[name].clone() for name in missing}
     saved = [*(adapter.config.get("modules_to_save") or []), *head_modules(model, missing)]
     return AdapterDelta({**adapter.config, "modules_to_save": saved}, {**adapter.tensors, **tensors})
 
@@ -237,7 +240,9 @@ def _tune_methods(manifest: Manifest, tune: Any, delta: FullDelta | AdapterDelta
             {"name": record.name, "settings": record.settings}
             for record in manifest.methods
             if record.name.startswith("tune/")
-        ] or ["full"]
+        ]
+        # a soft prompt goes on being tuned as what it is
+        tune = tune or ([] if isinstance(delta, AdapterDelta) and is_soft_prompt(delta.config) else ["full"])
     if not isinstance(delta, AdapterDelta):
         return tune
     chosen = [tune] if isinstance(tune, str | Mapping) else list(tune)

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from anytune.jobs.anytime import read_anytime
 from anytune.jobs.opening import open_store
+from anytune.jobs.transfer_grid import read_transfers
 from anytune.jobs.tune import Source
 from anytune.report import build
 from anytune.report.anytime_panel import Matrices
+from anytune.report.transfer_panel import Grids
 from anytune.store import Store
 
 
 def report(
     store: Store | Source | None = None, out: str | Path = "report.html", *, figures: str | Path | None = None,
-    anytime: Source | Sequence[Source] = (),
+    anytime: Source | Sequence[Source] = (), transfer: Source | Sequence[Source] = (),
 ) -> Path:  # fmt: skip
     """One self-contained HTML page from a store alone: lineage, curves, a table with the recipe behind each number.
 
@@ -23,13 +25,16 @@ def report(
         out: the page; written over if it exists.
         figures: a folder for each figure as PNG, SVG and CSV (needs ``anytune[figures]``).
         anytime: folders of anytime matrices (``out`` of :func:`anytune.jobs.anytime.anytime_matrix`) to show as well.
+        transfer: folders of grids of transfers (``out`` of a ``job: transfer``), likewise.
 
     Raises:
         StoreError: the store is missing or empty.
-        DataError: a folder of anytime matrices is missing or damaged.
+        DataError: a folder of matrices or grids is missing or damaged.
     """
     place = open_store(store, create=False)
     folders = [anytime] if isinstance(anytime, str | Path) else list(anytime)
     found = [read_anytime(folder) for folder in folders]
     shown = [Matrices(one.folder.resolve().name, one.lines, one.stages) for one in found]
-    return build(place.folder, out, figures=figures, anytime=shown)
+    given = [transfer] if isinstance(transfer, str | Path) else list(transfer)
+    grids = [Grids(one.folder.resolve().name, one.lines, one.rankings) for one in map(read_transfers, given)]
+    return build(place.folder, out, figures=figures, anytime=shown, transfer=grids)

@@ -19,6 +19,7 @@ from anytune.methods import registry
 from anytune.methods.protocol import Method
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
+from anytune.models.soft_prompt_config import is_soft_prompt
 from anytune.store import Entry, Store
 
 #: Methods that make an adapter; one that starts from an adapter takes over its matrices in place of making new ones.
@@ -30,7 +31,7 @@ def starting_point(reference: Entry | str | Path, base: Base, task: Task, store:
 
     Raises:
         WrongBaseError: it belongs to another base; the error names both and the ``recycle`` command.
-        DeltaError: only its scores were kept.
+        DeltaError: only its scores were kept, or it is a soft prompt.
         DataError: its labels are not those of the task.
     """
     entry = open_delta(reference, store)
@@ -38,6 +39,13 @@ def starting_point(reference: Entry | str | Path, base: Base, task: Task, store:
         raise wrong_base(entry.manifest, base.identity, entry.reference)
     check_labels(entry.manifest, task)
     delta = load_delta(entry)
+    if isinstance(delta, AdapterDelta) and is_soft_prompt(delta.config):
+        raise DeltaError(
+            f"'{entry.reference}' is a soft prompt, and such a run cannot start from one",
+            why="A prompt is given to the methods that know what to do with it.",
+            fix=f"--method prompt_transfer --source {entry.reference}   (from another task), or --method panda "
+            f"--teacher {entry.reference}   (from this one)",
+        )
     if isinstance(delta, AdapterDelta):
         delta = complete_head(delta, entry, base)
     return Outdated(entry, delta, base)

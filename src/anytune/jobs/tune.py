@@ -19,6 +19,7 @@ from anytune.jobs.extra_scores import LabelMap, Sources
 from anytune.jobs.failures import are_kept, drop_failures, failures_kept, refuse_all_failed
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import open_base, open_store
+from anytune.jobs.prompt_sources import References
 from anytune.jobs.resuming import Resume, check_resume, insist
 from anytune.jobs.run_all import forecast_all, tune_all
 from anytune.jobs.runs import Runs, floor_of
@@ -55,6 +56,8 @@ def tune(
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     start_from: Entry | Source | None = None,
+    sources: References | None = None,
+    teachers: References | None = None,
     resume: Resume = "auto",
     log_with: str | Sequence[str] | None = None,
     log_dir: str | Path | None = None,
@@ -87,6 +90,9 @@ def tune(
         keep: "weights", or "scores" to store the numbers alone.
         start_from: a stored delta of the same base and labels (a full difference, or an adapter and its method): a
             new run from these weights. Weights of another base are for :func:`anytune.recycle`.
+        sources: stored soft prompts of this base, tuned on other tasks, best first, for a method that starts from them
+            (``prompt_transfer``); ``{"delta": ..., "similarity": 0.7}`` also says how near its task is.
+        teachers: stored soft prompts of this base, tuned on this task, for a method that learns from them (``panda``).
         resume: "auto" goes on with a run that was interrupted; "must" is an error where none of the seeds was begun
             before, and names what differs; "never" throws checkpoints away and begins at step 0.
         log_with: experiment trackers that follow the runs: "tensorboard", "trackio", "wandb" ..., or a list.
@@ -112,15 +118,17 @@ def tune(
     command = Command.of(
         place, open_base(base, place), task, training=training, seeds=seeds, train_size=train_size,
         train_sizes=train_sizes, per_class=per_class, subset_seed=subset_seed, score_on=score_on,
-        label_map=label_map, probe_on=probe_on, columns=columns, start_from=start_from, tracking=followed,
-        keeps_failure=several,
+        label_map=label_map, probe_on=probe_on, columns=columns, start_from=start_from, sources=sources,
+        teachers=teachers, tracking=followed, keeps_failure=several,
     )  # fmt: skip
     if keep not in ("weights", "scores"):
         raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")
     plans = command.plans(method, keep, name, tags or {"arm": "fresh"})
     controls: list[TuningPlan] = []
     if against is not None:
-        controls = command.plans(against, "scores", None, {**(tags or {}), "arm": "control" if tags else "fresh"})
+        controls = command.plans(
+            against, "scores", None, {**(tags or {}), "arm": "control" if tags else "fresh"}, control=True
+        )
         check_control(plans, controls)
     if dry_run:
         forecasts: list[Any] = forecast_all([*plans, *controls], place, encoded=command.encoded)
@@ -135,8 +143,8 @@ def tune(
         "start_from": start_from, "resume": "auto" if resume == "must" else resume, "log_with": log_with,
         "log_dir": log_dir, **columns,
     }  # fmt: skip
-    calls = [{**call, "method": method, "keep": keep, "name": name, "tags": tags} for _ in plans]
-    calls += [{**call, "method": against, "keep": "scores", "tags": plan.tags} for plan in controls]
+    calls = [{**call, **_prompts(plan), "method": method, "keep": keep, "name": name, "tags": tags} for plan in plans]
+    calls += [{**call, **_prompts(plan), "method": against, "keep": "scores", "tags": plan.tags} for plan in controls]
     if share_out([*plans, *controls], calls, place, workers=workers, fan_out=fan_out, reporter=reporter or Silent()):
         resume = "auto"  # all are finished now
     made = tune_all(plans, place, encoded=command.encoded, reporter=reporter, resume=resume)
@@ -145,7 +153,7 @@ def tune(
         beside = tune_all(controls, place, encoded=command.encoded, reporter=reporter, resume=resume)
     else:
         looked = several and start_from is None
-        beside = found_beside(plans, command.plans(PLAIN, "scores", None, {}), place) if looked else []
+        beside = found_beside(plans, command.plans(PLAIN, "scores", None, {}, control=True), place) if looked else []
     return Runs(made, beside, {plan.task.content: floor_of(plan.task) for plan in plans} if several else {})
 
 
@@ -229,6 +237,12 @@ def one_of_several(**call: Any) -> None:
     """A run of a command of several, in a worker: that it diverged is stored and ends nothing."""
     with failures_kept():
         tune(**call, workers=1)
+
+
+def _prompts(plan: TuningPlan) -> dict[str, Any]:
+    """The stored prompts of a run as arguments of :func:`tune`; none where there are none."""
+    given = {"sources": plan.sources, "teachers": plan.teachers}
+    return {role: [one.argument for one in prompts] for role, prompts in given.items() if prompts}
 
 
 def _unit_name(plan: TuningPlan, plans: Sequence[TuningPlan]) -> str:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -28,6 +28,7 @@ from anytune.jobs.failures import keep_failure
 from anytune.jobs.forecast import Prepared
 from anytune.jobs.resuming import Resume, RunIdentity, once
 from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
+from anytune.jobs.task_features import keep_features
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent
 from anytune.methods import registry
 from anytune.methods.objective import objective_for
@@ -37,10 +38,39 @@ from anytune.models.base import Base
 from anytune.models.delta import FullDelta
 from anytune.models.dropout import set_dropout
 from anytune.models.probe import make_probe
+from anytune.models.soft_prompts import prompt_of
 from anytune.store import Entry, Store
+
+if TYPE_CHECKING:
+    from anytune.models.soft_prompts import PromptSource
 
 PREDICTIONS_NAME = "predictions.jsonl"
 AnyDelta = FullDelta | AdapterDelta
+
+
+@dataclass(frozen=True)
+class GivenPrompt:
+    """A stored soft prompt that a run is given, with where it stands."""
+
+    entry: Entry
+    prompt: PromptSource
+
+    @property
+    def decides(self) -> list[Any]:
+        """What of it decides a run: its content, and how near its task is said to be."""
+        return [self.entry.manifest.id, self.prompt.similarity]
+
+    @property
+    def argument(self) -> dict[str, Any]:
+        """How another call of the job is given it."""
+        return {"delta": self.entry, "similarity": self.prompt.similarity}
+
+    @property
+    def recipe(self) -> Any:
+        """How a recipe names it."""
+        if self.prompt.similarity is None:
+            return self.entry.reference
+        return {"delta": self.entry.reference, "similarity": self.prompt.similarity}
 
 
 @dataclass(frozen=True)
@@ -70,6 +100,9 @@ class TuningPlan:
     outdated: Outdated | None = None
     #: a delta of the same base that the run starts from
     start: Outdated | None = None
+    #: stored soft prompts it is given: tuned on other tasks, and on this one
+    sources: Sequence[GivenPrompt] = ()
+    teachers: Sequence[GivenPrompt] = ()
     #: "weights", or "scores" for controls of which only the numbers are wanted
     keep: str = "weights"
     name: str | None = None
@@ -106,6 +139,10 @@ class TuningPlan:
         for key, weights in (("outdated", self.outdated), ("start_from", self.start)):
             if weights is not None:
                 decides[key], names[key] = weights.entry.manifest.id, weights.entry.name
+        for key, prompts in (("sources", self.sources), ("teachers", self.teachers)):
+            if prompts:
+                decides[key] = [one.decides for one in prompts]
+                names[key] = ", ".join(one.entry.name for one in prompts)
         if self.extra is not None:
             decides |= self.extra.decides()
         return RunIdentity(decides, names, f"{self.job} {self.task.name} seed {self.seed}")
@@ -167,6 +204,9 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
             batches=batches,
             base=base,
             device=runtime.device,
+            label_names=task.label_names,
+            sources=[one.prompt for one in plan.sources],
+            teachers=[one.prompt for one in plan.teachers],
         )
         for method in plan.methods:
             model = method.prepare(model, run)
@@ -280,7 +320,9 @@ def install_delta(delta: AnyDelta, model: nn.Module, base: Base, *, trainable: b
 
 
 def delta_of(model: nn.Module, base: Base, head_names: list[str], identity: BaseIdentity) -> AnyDelta:
-    """The delta a tuned model is: an adapter if PEFT wraps it, else the full difference to its base."""
+    """The delta a tuned model is: a soft prompt, an adapter if PEFT wraps it, else the full difference to its base."""
+    if prompt_of(model) is not None:
+        return AdapterDelta.from_model(model, identity, head_names)
     if hasattr(model, "peft_config"):
         return AdapterDelta.from_model(model, identity)
     tensors = base.tensors(pretraining_head=True)
@@ -319,7 +361,10 @@ class _Outcome:
             if (self.work / METRICS_NAME).exists():
                 shutil.copy(self.work / METRICS_NAME, folder / METRICS_NAME)
 
-        return Entry(store.add(manifest, write), manifest)
+        entry = Entry(store.add(manifest, write), manifest)
+        if delta is not None and prompt_of(self.model) is not None:
+            keep_features(entry, self.model, plan.base, plan.task, self.runtime)
+        return entry
 
     def evaluate(self, split: str) -> tuple[Evaluation, Answers]:
         return _scorer(self.plan, self.encoded, split, self.runtime)(self.model)
@@ -361,6 +406,8 @@ def manifest_of(plan: TuningPlan, key: str, runtime: Runtime, *, form: Literal["
     for weights in (plan.outdated, plan.start):
         if weights is not None and weights.entry.manifest.id:
             parents.append(Parent(id=weights.entry.manifest.id, role="delta", name=weights.entry.manifest.name))
+    for given in (*plan.sources, *plan.teachers):
+        parents.append(Parent(id=given.entry.manifest.id, role="delta", name=given.entry.manifest.name))
     return Manifest(
         kind="delta",
         name=name_of(plan),

@@ -2,6 +2,7 @@
 
 The loop calls them in this order (``engine/loop.py`` is this text as code)::
 
+    method.needs()                                      # stored prompts it cannot do without, asked before anything
     model = method.prepare(model, run)                  # wrap, freeze, re-initialise, take anchors
     step  = StepModule(model, methods, objective)       # forward(batch) -> named loss terms
     for stage in method.stages():                       # one by default
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # the protocol itself loads no torch, so that methods can be 
 
     from anytune.models.anatomy import Anatomy
     from anytune.models.base import Base
+    from anytune.models.soft_prompts import PromptSource
 
 Room = Literal["pretrain", "tune", "transfer", "recycle"]
 Batch = dict[str, Any]
@@ -86,6 +88,12 @@ class Run:
     base: Base | None = None
     #: where training will compute; ``prepare`` gets the model before it is moved there
     device: device | None = None
+    #: of a task with classes: what output i of the head means
+    label_names: Sequence[str] = ()
+    #: methods that take them: stored prompts of this base, tuned on other tasks, best first
+    sources: Sequence[PromptSource] = ()
+    #: methods that take them: stored prompts of this base, with their heads, tuned on this very task
+    teachers: Sequence[PromptSource] = ()
     #: pre-training: what this method's ``carry_state`` gave at the end of the stage before, by method name
     carried: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -132,8 +140,15 @@ class Method:
     #: pre-training methods: "chain" goes on from the stage before, "restart" begins every stage at the first base,
     #: "joint" makes one stage of all domains mixed
     stream: ClassVar[Literal["chain", "restart", "joint"]] = "chain"
+    #: which stored prompts it may be given beside the task, as ``run.sources`` and ``run.teachers``. Prompts that no
+    #: method of a run takes, and none where a method ``needs`` them, are an error before anything is computed
+    takes: ClassVar[tuple[Literal["sources", "teachers"], ...]] = ()
     #: training settings this method suggests (a recipe's own always win), for example {"learning_rate": 1e-3}
     suggests: ClassVar[Mapping[str, Any]] = {}
+
+    def needs(self) -> Sequence[str]:
+        """Which of ``takes`` it cannot do without, under its settings."""
+        return self.takes
 
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
         """Wrap, freeze or re-initialise the model before training; returns the model to train.
@@ -227,6 +242,34 @@ def check_kinds(methods: Sequence[Method], model_type: str) -> None:
                 why=f"It works on {', '.join(method.kinds)}: {method.kinds_reason or 'so its card says'}.",
                 fix=f"another method, or a base of one of these kinds   (anytune methods {method.name})",
             )
+
+
+def check_given(methods: Sequence[Method], given: Mapping[str, int]) -> None:
+    """Refuse stored prompts that no method takes, and a method without the prompts that it needs.
+
+    Args:
+        given: how many ``sources`` and ``teachers`` there are.
+
+    Raises:
+        MethodError: names the method and the option.
+    """
+    for role, count in given.items():
+        option, one = f"--{role.removesuffix('s')}", role.removesuffix("s")
+        if count and not any(role in method.takes for method in methods):
+            names = ", ".join(method.name for method in methods)
+            raise MethodError(
+                f"{count} {one} prompt{'s are' if count > 1 else ' is'} given, and method {names} takes none",
+                why="It would be passed over without a word.",
+                fix="--method prompt_transfer" if role == "sources" else "--method panda",
+            )
+        for method in methods:
+            if not count and role in method.needs():
+                raise MethodError(
+                    f"method '{method.name}' needs a {one} prompt, and none is given",
+                    why="It starts from a prompt that was tuned on another task." if role == "sources"
+                    else "It learns from a prompt and a head that were tuned on this task.",
+                    fix=f"{option} DELTA   (a stored run of prompt_tuning or prompt_transfer on this base)",
+                )  # fmt: skip
 
 
 def check_composition(methods: Sequence[Method]) -> None:

@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -22,6 +22,10 @@ from anytune.manifests import MethodRecord
 from anytune.methods.protocol import Method, Room, check_composition, check_kinds
 
 ROOMS: tuple[str, ...] = get_args(Room)
+#: The rooms of what tunes a task on a base: methods that start from nothing, and those that start from stored prompts.
+TUNING: tuple[str, ...] = ("tune", "transfer")
+#: A room, several, or None for all.
+Rooms: TypeAlias = str | Sequence[str] | None
 _Class = TypeVar("_Class", bound=type[Method])
 
 
@@ -41,15 +45,15 @@ def register(cls: _Class) -> _Class:
     return cls
 
 
-def names(room: str | None = None) -> list[str]:
+def names(room: Rooms = None) -> list[str]:
     """All methods as ``room/name``, without importing them; files that begin with "_" are no methods."""
     here = Path(__file__).parent
-    rooms = ROOMS if room is None else (room,)
+    rooms: Sequence[str] = ROOMS if room is None else (room,) if isinstance(room, str) else room
     found = [(one, module.name) for one in rooms for module in pkgutil.iter_modules([str(here / one)])]
     return [f"{one}/{name}" for one, name in found if not name.startswith("_")]
 
 
-def full_name(name: str, room: str | None = None) -> str:
+def full_name(name: str, room: Rooms = None) -> str:
     """``room/name`` of a method given so or, where that is unique, by its name alone.
 
     Raises:
@@ -59,13 +63,14 @@ def full_name(name: str, room: str | None = None) -> str:
     found = [full for full in known if full == name or full.split("/")[1] == name]
     if not found:
         choices = {full.split("/")[1] for full in known} | ({*known} if "/" in name else set())
-        raise unknown(f"{room + ' ' if room else ''}method", name, choices, MethodError)
+        first = room if isinstance(room, str) else next(iter(room or ()), "")
+        raise unknown(f"{first + ' ' if first else ''}method", name, choices, MethodError)
     if len(found) > 1:
         raise MethodError(f"'{name}' is the name of several methods", fix=f"one of {', '.join(found)}")
     return found[0]
 
 
-def get(name: str, room: str | None = None) -> type[Method]:
+def get(name: str, room: Rooms = None) -> type[Method]:
     """The class of a method, by ``tune/full`` or, where that is unique, ``full``.
 
     Raises:
@@ -82,7 +87,7 @@ def get(name: str, room: str | None = None) -> type[Method]:
     return classes[0]
 
 
-def create(name: str, settings: Mapping[str, Any] | None = None, room: str | None = None) -> Method:
+def create(name: str, settings: Mapping[str, Any] | None = None, room: Rooms = None) -> Method:
     """Make a method from its settings, checked against the types and limits of its fields.
 
     Raises:
@@ -157,7 +162,7 @@ def describe(name: str) -> list[Setting]:
 
 
 def parse(
-    specifications: str | Sequence[Any] | Mapping[str, Any], room: str | None = None, model_type: str | None = None
+    specifications: str | Sequence[Any] | Mapping[str, Any], room: Rooms = None, model_type: str | None = None
 ) -> list[Method]:
     """Methods from what a recipe or ``--method`` gives.
 
@@ -165,6 +170,7 @@ def parse(
     objects.
 
     Args:
+        room: where names are looked for; an error calls the methods by the first of several rooms.
         model_type: the kind of model they are for, if it is known.
 
     Raises:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from anytune import compat
-from anytune.errors import DeltaError
+from anytune.errors import BaseError, DeltaError, MethodError
 from anytune.manifests import BaseIdentity, load_json
 from anytune.models import difference as arithmetic
 from anytune.models.adapter_config import harmless
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.finding import HUB_ID
 from anytune.models.layout import HYPERPROMPT
+from anytune.models.prompt_files import prompt_tensors, put_prompt
 from anytune.models.prompted import hyperprompt_of
+from anytune.models.soft_prompt_config import is_soft_prompt
+from anytune.models.soft_prompts import prompt_of
 from anytune.models.weights import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -54,13 +57,21 @@ class AdapterDelta:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def from_model(cls, peft_model: Any, base: BaseIdentity | None = None) -> AdapterDelta:
-        """The adapter of a PEFT model (its active one), with copies of its tensors.
+    def from_model(
+        cls, peft_model: Any, base: BaseIdentity | None = None, head_names: Collection[str] | None = None
+    ) -> AdapterDelta:
+        """The adapter of a PEFT model (its active one), or a model's soft prompt; with copies of the tensors.
 
         Args:
-            peft_model: a ``PeftModel``.
+            peft_model: a ``PeftModel``, or a model with a soft prompt.
             base: written into the config as the base's hub id, sample or name; never a path.
+            head_names: of a soft prompt: what the base does not hold; by default the task's head and a trained pooler.
         """
+        if prompt_of(peft_model) is not None:
+            settings, own = prompt_tensors(peft_model, head_names)
+            if base is not None:
+                settings["base_model_name_or_path"] = base.ref or base.name
+            return cls(settings, own)
         name = peft_model.active_adapter
         config = {key: _plain(value) for key, value in peft_model.peft_config[name].to_dict().items()}
         config["inference_mode"] = True
@@ -123,7 +134,8 @@ class AdapterDelta:
     def attach(self, model: nn.Module, trainable: bool = True) -> Any:
         """Put this adapter onto a task model (changed in place); returns the ``PeftModel`` in eval mode.
 
-        Torch's random state is left as it was.
+        A soft prompt is put on by ``soft_prompts``, and the model itself is returned: it answers as PEFT's would, and
+        tags tokens too. Torch's random state is left as it was.
 
         Raises:
             DeltaError: PEFT cannot make such an adapter, or names, shapes or values do not all match.
@@ -131,6 +143,12 @@ class AdapterDelta:
         from peft import PeftConfig, get_peft_model
 
         settings = harmless(self.config, self.tensors.values())
+        if is_soft_prompt(settings):
+            try:
+                put_prompt(model, settings, self.tensors, trainable)
+            except (BaseError, MethodError) as problem:
+                raise DeltaError(problem.what, why=problem.why, fix=problem.fix) from None
+            return model.eval()
         try:
             with compat.quiet_transformers(), compat.seeded(0):
                 config = PeftConfig.from_peft_type(**settings)
@@ -279,10 +297,16 @@ def make_lora(
         settings: further fields of ``peft.LoraConfig``.
 
     Raises:
-        DeltaError: PEFT refuses the settings (no such target, r < 1).
+        DeltaError: PEFT refuses the settings (no such target, r < 1), or the model has a soft prompt.
     """
     from peft import LoraConfig, get_peft_model
 
+    if prompt_of(model) is not None:
+        raise DeltaError(
+            "LoRA cannot be combined with a soft prompt",
+            why="A PEFT folder holds one of the two, and each would answer otherwise without the other.",
+            fix="--method lora   (without a method that tunes a prompt)",
+        )
     chosen = targets if isinstance(targets, str) else list(targets or anatomy_of(model).lora_targets)
     if isinstance(chosen, str) and hyperprompt_of(model) is not None:
         settings.setdefault("exclude_modules", rf"{HYPERPROMPT}\..*")  # such targets may reach into it
@@ -339,6 +363,12 @@ def merge(peft_model: Any) -> Any:
     Raises:
         DeltaError: this kind of adapter cannot be merged (prompts are no weights).
     """
+    if prompt_of(peft_model) is not None:
+        raise DeltaError(
+            "a soft prompt cannot be merged",
+            why="Prompts are inputs, not weights.",
+            fix="anytune.load(DELTA)   (it is used beside its base, as it is)",
+        )
     if not hasattr(peft_model, "merge_and_unload") or peft_model.active_peft_config.is_prompt_learning:
         raise DeltaError(
             f"{peft_model.active_peft_config.peft_type} cannot be merged", why="Prompts are inputs, not weights."

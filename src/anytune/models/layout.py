@@ -24,6 +24,8 @@ from anytune.errors import BaseError
 LEGACY_RENAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 #: what a hypernetwork (``hyperprompt``) is called in every class that has one: it belongs to the backbone
 HYPERPROMPT = "hyperprompt"
+#: what a tuned soft prompt (``soft_prompts``) is called in every class that has one: it is a delta, never the backbone
+SOFT_PROMPT = "soft_prompt"
 
 
 def is_hyperprompt(name: str) -> bool:

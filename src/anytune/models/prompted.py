@@ -16,71 +16,30 @@ relative positions count what stands in the row.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anytune.errors import BaseError, DataError, MethodError
+from anytune.errors import BaseError, MethodError
 from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.hyperprompt import HyperPrompt, reading_module, word_table
+from anytune.models.insertion import (
+    PROMPT_PLACES,
+    Places,
+    after_a_prompt,
+    check_room,
+    checked_mask,
+    cut_from,
+    inputs_of,
+    named_inputs,
+    placed,
+    position_rows,
+    text_positions,
+)
 from anytune.models.layout import HYPERPROMPT
-
-#: the mark on a cache whose first places hold prompts: how many
-PROMPT_PLACES = "anytune_prompt_places"
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where text and prompt stand in a row. ``order`` [b or 1, S + L] counts through the text, then the prompt."""
-
-    order: Tensor
-    #: [b or 1, S]: where each place of the text went
-    text: Tensor
-
-    def join(self, text: Tensor, prompt: Tensor) -> Tensor:
-        """[b, S, ...] and [b, L, ...] -> [b, S + L, ...]."""
-        return _gathered(torch.cat([text, prompt], dim=1), self.order)
-
-    def cut(self, joined: Tensor) -> Tensor:
-        """[b, S + L, ...] -> the text's [b, S, ...]."""
-        return _gathered(joined, self.text)
-
-
-def _gathered(values: Tensor, places: Tensor) -> Tensor:
-    index = places.expand(len(values), -1).reshape(len(values), -1, *[1] * (values.dim() - 2))
-    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
-
-
-def placed(mask: Tensor, length: int, position: Literal["after_first", "prepend", "append"]) -> Places:
-    """Where a prompt of ``length`` stands beside texts with the attention mask ``mask`` [b, S].
-
-    After the last token means before the padding on the right: so padding changes no distance.
-    """
-    size, device = mask.shape[1], mask.device
-    text = torch.arange(size, device=device).unsqueeze(0)
-    prompt = torch.arange(size, size + length, device=device).unsqueeze(0)
-    if position == "prepend":
-        order = torch.cat([prompt, text], dim=1)
-    elif position == "after_first":
-        order = torch.cat([text[:, :1], prompt, text[:, 1:]], dim=1)
-    else:
-        ends = text_ends(mask)
-        late = (text >= ends.unsqueeze(1)).to(torch.uint8) * 2
-        keys = torch.cat([late, torch.ones(len(mask), length, dtype=torch.uint8, device=device)], dim=1)
-        order = keys.argsort(dim=1, stable=True)
-    return Places(order, order.argsort(dim=1)[:, :size])
-
-
-def text_ends(mask: Tensor) -> Tensor:
-    """The place [b] after each row's last token; 0 for a row of padding."""
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (mask.bool() * places).amax(dim=1)
 
 
 class Prompting:
@@ -99,21 +58,15 @@ class Prompting:
         self._places = None
         if isinstance(self.given, str):
             return None
-        inputs = dict(zip(_inputs_of(_kind(module)), args, strict=False)) | kwargs
+        inputs = named_inputs(module, args, kwargs)
         past = inputs.get("past_key_values")
         if past is not None and past.get_seq_length() > 0:
-            return (), _after_a_prompt(inputs, getattr(past, PROMPT_PLACES, 0))
+            return (), after_a_prompt(inputs, getattr(past, PROMPT_PLACES, 0))
         ids, embedded = inputs.get("input_ids"), inputs.get("inputs_embeds")
         read = ids if ids is not None else embedded
         if read is None:
             return None  # the model says what it misses
-        mask = inputs.get("attention_mask")
-        if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
-            raise DataError(
-                f"a prompted base was given a ready-made attention mask ({_shape(mask)})",
-                why="Its prompt needs places in the mask, and only a mask with one number for each token has room.",
-                fix="the tokenizer's attention_mask [rows, tokens]; generate() without a static cache",
-            )
+        mask = checked_mask(inputs.get("attention_mask"))
         prompt = self._prompt(read, mask)
         if embedded is None:
             embedded = word_table(module)(ids)
@@ -137,24 +90,8 @@ class Prompting:
         places, self._places = self._places, None
         if places is None:
             return output
-        if isinstance(output, tuple):
-            return (places.cut(output[0]), *output[1:])
-        hidden = places.cut(output.last_hidden_state)
-        output["last_hidden_state"] = hidden
         # A pooler reads the first place, which a prompt in front has taken.
-        if output.get("pooler_output") is not None and self.hyperprompt.config.position == "prepend":
-            output["pooler_output"] = module.pooler(hidden)
-        if output.get("hidden_states") is not None:
-            output["hidden_states"] = tuple(places.cut(layer) for layer in output["hidden_states"])
-        if output.get("attentions") is not None:
-            output["attentions"] = tuple(
-                places.cut(places.cut(layer.movedim(1, -1)).transpose(1, 2)).transpose(1, 2).movedim(-1, 1)
-                for layer in output["attentions"]
-            )
-        past = output.get("past_key_values")
-        if past is not None:
-            setattr(past, PROMPT_PLACES, places.order.shape[1] - places.text.shape[1])
-        return output
+        return cut_from(output, places, module, repool=self.hyperprompt.config.position == "prepend")
 
     def _prompt(self, read: Tensor, mask: Tensor | None) -> Tensor:
         """Prompts [b, L, d]: those given, or written for what is read."""
@@ -177,25 +114,14 @@ class Prompting:
 
     def _positions(self, module: Any, inputs: Mapping[str, Any], mask: Tensor, length: int) -> Any:
         """Positions of the text [b, S] and of the prompt [b, L]; None where the model counts rightly by itself."""
-        if "position_ids" not in _inputs_of(_kind(module)):
+        kind: Any = type(module)
+        if "position_ids" not in inputs_of(kind):
             return None
-        given, size = inputs.get("position_ids"), mask.shape[1]
-        table = self.anatomy.position_table and _submodule(module, self.anatomy.position_table)
-        if not isinstance(table, nn.Embedding):
-            if given is None and (not self.anatomy.causal or inputs.get("attention_mask") is None):
-                return None
-            table = None
-        first = self.anatomy.position_offset
-        if given is not None:
-            text = given.expand(mask.shape)
-        elif self.anatomy.causal:
-            text = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        elif first and inputs.get("input_ids") is not None:
-            # RoBERTa kinds count the tokens that are no padding, whatever the mask says.
-            real = inputs["input_ids"].ne(first - 1).long()
-            text = real.cumsum(dim=1) * real + first - 1
-        else:
-            text = torch.arange(first, first + size, device=mask.device).expand(mask.shape)
+        given, size, first = inputs.get("position_ids"), mask.shape[1], self.anatomy.position_offset
+        rows = position_rows(module, self.anatomy)
+        if rows is None and given is None and (not self.anatomy.causal or inputs.get("attention_mask") is None):
+            return None
+        text = text_positions(module, self.anatomy, inputs, mask).expand(mask.shape)
         steps = torch.arange(length, device=mask.device)
         in_front = self.anatomy.causal or self.hyperprompt.config.position == "prepend"
         if in_front:
@@ -203,55 +129,13 @@ class Prompting:
             prompt, text = (steps + first).expand(len(mask), -1), torch.where(text >= first, text + length, text)
         else:
             prompt = ((text + 1) * mask.bool()).amax(dim=1).clamp(min=first).unsqueeze(1) + steps
-        if table is None:
+        if rows is None:
             return text, prompt
-        rows = table.weight.shape[0]
         if size + length + first > rows or given is not None:
-            self._check_room(int(max((text * mask.bool()).max(), prompt.max())) + 1, rows, length)
+            needed = int(max((text * mask.bool()).max(), prompt.max())) + 1
+            check_room(needed, rows, length, first, "a hypernetwork")
             text = text.clamp(max=rows - 1)  # of padding alone
         return text, prompt
-
-    def _check_room(self, needed: int, rows: int, length: int) -> None:
-        if needed > rows:
-            room = rows - self.anatomy.position_offset - length
-            raise DataError(
-                f"a text and its prompt of {length} places need {needed - self.anatomy.position_offset} positions, "
-                f"the base has {rows - self.anatomy.position_offset}",
-                why="Every token and every place of the prompt has a position of its own.",
-                fix=f"max_length: {room}   (in pre-training block_size: {room})"
-                if room > 0
-                else f"a hypernetwork with a length below {rows - self.anatomy.position_offset}",
-            )
-
-
-def _after_a_prompt(inputs: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """Inputs that go on from a cache whose first ``length`` places hold prompts."""
-    changed = dict(inputs)
-    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    if length and isinstance(mask, Tensor) and mask.dim() == 2:
-        changed["attention_mask"] = torch.cat([mask.new_ones(len(mask), length), mask], dim=1)
-    if length and positions is not None:
-        changed["position_ids"] = positions + length
-    return changed
-
-
-def _shape(mask: Any) -> str:
-    return str(list(mask.shape)) if isinstance(mask, Tensor) else type(mask).__name__
-
-
-@cache
-def _inputs_of(kind: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
-
-
-def _kind(module: Any) -> Any:
-    return type(module)
-
-
-def _submodule(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name, None)
-    return module
 
 
 # ---------------------------------------------------------------------- what others call

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from anytune import __version__
 from anytune.evaluate import Artefact, Row, Run, compare, held_out, runs_of
+from anytune.evaluate.transfer_arms import grid_of
 from anytune.evaluate.verdicts import summaries, told
 from anytune.manifests import write_atomic
 from anytune.report import panels, words
@@ -22,6 +23,9 @@ from anytune.report.arms import MEANING, looks, swatch
 from anytune.report.charts import Chart, chart
 from anytune.report.lineage import Node, lineage, nodes_of
 from anytune.report.reading import read_store
+from anytune.report.transfer_charts import write_transfer_figures
+from anytune.report.transfer_panel import Grids
+from anytune.report.transfer_panel import panel as transfer_panel
 
 #: charts of a base shown at once; the others are folded away, and everything is in the table
 CHARTS_SHOWN = 12
@@ -33,7 +37,7 @@ VERDICTS_SHOWN = 12
 
 def build(
     store: str | Path, out: str | Path = "report.html", *, figures: str | Path | None = None,
-    anytime: Sequence[Matrices] = (),
+    anytime: Sequence[Matrices] = (), transfer: Sequence[Grids] = (),
 ) -> Path:  # fmt: skip
     """Write the page of a store, and (with ``figures``) every figure as PNG, SVG and CSV.
 
@@ -42,6 +46,7 @@ def build(
         out: the HTML file; it appears whole or not at all. A folder gets a ``report.html``.
         figures: a folder for the figures' files, or None for the page alone.
         anytime: anytime matrices to show as well; their figures go into folders named after them.
+        transfer: grids of transfers, likewise.
 
     Returns:
         Path of the page.
@@ -62,13 +67,17 @@ def build(
             from anytune.report.anytime_figures import write_anytime_figures
 
             write_anytime_figures(one.lines, Path(figures) / one.name)
-    write_atomic(path, page(artefacts, problems, name=Path(store).resolve().name, anytime=anytime).encode())
+        for grid in transfer:
+            write_transfer_figures(grid_of(grid.lines), Path(figures) / grid.name)
+    write_atomic(
+        path, page(artefacts, problems, name=Path(store).resolve().name, anytime=anytime, transfer=transfer).encode()
+    )
     return path
 
 
 def page(
     artefacts: Sequence[Artefact], problems: Sequence[str] = (), *, name: str = "store",
-    anytime: Sequence[Matrices] = (),
+    anytime: Sequence[Matrices] = (), transfer: Sequence[Grids] = (),
 ) -> str:  # fmt: skip
     """The page as text. Pure: the same manifests give the same page."""
     artefacts = sorted(artefacts, key=lambda artefact: (artefact.manifest.created, artefact.manifest.id))
@@ -97,6 +106,7 @@ def page(
         verdicts_shown=VERDICTS_SHOWN,
         overview=panels.overview(rows, look),
         anytime=[panel(one) for one in anytime],
+        transfer=[transfer_panel(one) for one in transfer],
         lineage=lineage(artefacts, runs, look),
         arms=[{"name": arm, "swatch": swatch(one), "meaning": MEANING.get(arm, "")} for arm, one in look.items()],
         charts=charts_of(rows, nodes),

@@ -16,6 +16,8 @@ from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE, INSIDE, MADE_BY_P
 from anytune.models.anatomy import Anatomy
 from anytune.models.base import Base
 from anytune.models.probe import make_probe
+from anytune.models.prompt_files import BEFORE
+from anytune.models.soft_prompt_config import is_soft_prompt
 
 #: PEFT's task types that are kinds of task here.
 TASK_TYPES = {
@@ -155,8 +157,9 @@ def head_outputs(adapter: AdapterDelta, anatomy: Anatomy, name: str) -> int:
 
 def _outside(adapter: AdapterDelta, anatomy: Anatomy) -> dict[str, Tensor]:
     """Tensors that PEFT did not make and the backbone does not hold, by their names in the model."""
+    before = BEFORE if is_soft_prompt(adapter.config) else INSIDE
     plain = {
-        key.removeprefix(INSIDE): tensor
+        key.removeprefix(before): tensor
         for key, tensor in adapter.tensors.items()
         if not any(part.startswith(MADE_BY_PEFT) for part in key.split("."))
     }
