@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from anytune.errors import BaseError, SettingsError, unknown
+from anytune.errors import BaseError, SettingsError
+from anytune.models import settings_json
 from anytune.models.anatomy import anatomy_of
 from anytune.models.weights import HYPERPROMPT_SETTINGS
 
@@ -87,7 +87,7 @@ class HyperPromptConfig:
 
     def to_json(self) -> str:
         """The settings as JSON text; ``from_json`` gives them back."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+        return settings_json.to_json(self, FORMAT)
 
     @classmethod
     def from_json(cls, text: str) -> HyperPromptConfig:
@@ -97,30 +97,7 @@ class HyperPromptConfig:
             SettingsError: it is no JSON object, of a newer format, lacks a setting, has an unknown one, or a value is
                 out of range.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as problem:
-            raise SettingsError(f"hyperprompt settings are no JSON: {problem}", why="The file is damaged.") from None
-        if not isinstance(values, dict):
-            raise SettingsError(
-                f"hyperprompt settings are a {type(values).__name__}, no object", why="The file is damaged."
-            )
-        if values.pop("format", None) != FORMAT:
-            raise SettingsError(
-                "hyperprompt settings are of another format",
-                why=f"This anytune reads format {FORMAT}.",
-                fix="pip install --upgrade anytune",
-            )
-        known = [item.name for item in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise unknown("hyperprompt setting", name, known, SettingsError)
-        missing = [name for name in known if name not in values]
-        if missing:
-            raise SettingsError(
-                f"hyperprompt settings lack {', '.join(missing)}", why="Every one decides what the base computes."
-            )
-        return cls(**values)
+        return cls(**settings_json.from_json(cls, text, FORMAT, "hyperprompt"))
 
     def resolved(self, base: Any) -> HyperPromptConfig:
         """These settings with what they leave open chosen for a kind of base.

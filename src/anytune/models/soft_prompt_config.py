@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from anytune.errors import DeltaError, SettingsError, unknown
+from anytune.errors import DeltaError, SettingsError
+from anytune.models import settings_json
 
 #: of the settings' JSON
 FORMAT = 1
@@ -46,7 +46,7 @@ class SoftPromptConfig:
 
     def to_json(self) -> str:
         """The settings as JSON text; ``from_json`` gives them back."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+        return settings_json.to_json(self, FORMAT)
 
     @classmethod
     def from_json(cls, text: str) -> SoftPromptConfig:
@@ -56,30 +56,7 @@ class SoftPromptConfig:
             SettingsError: it is no JSON object, of a newer format, lacks a setting, has an unknown one, or a value is
                 out of range.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as problem:
-            raise SettingsError(f"prompt settings are no JSON: {problem}", why="The file is damaged.") from None
-        if not isinstance(values, dict):
-            raise SettingsError(
-                f"prompt settings are a {type(values).__name__}, no object", why="The file is damaged."
-            )
-        if values.pop("format", None) != FORMAT:
-            raise SettingsError(
-                "prompt settings are of another format",
-                why=f"This anytune reads format {FORMAT}.",
-                fix="pip install --upgrade anytune",
-            )
-        known = [item.name for item in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise unknown("prompt setting", name, known, SettingsError)
-        missing = [name for name in known if name not in values]
-        if missing:
-            raise SettingsError(
-                f"prompt settings lack {', '.join(missing)}", why="Every one decides what is computed."
-            )
-        return cls(**values)
+        return cls(**settings_json.from_json(cls, text, FORMAT, "prompt"))
 
 
 @dataclass(frozen=True, kw_only=True)
