@@ -50,10 +50,11 @@ def test_tune_hands_every_option_to_the_job(cli, monkeypatch):
         "--validation", "v.csv", "--test", "w.csv", "--limit", "9", "--label-names", "x,y", "--train-size", "8",
         "--train-sizes", "8,9", "--subset-seed", "run", "--score-on", "o", "--probe-on", "q", "--against", "full",
         "--per-class", "2", "--start-from", "d", "--resume", "--quiet", "--log-with", "tensorboard", "--log-with",
-        "trackio", "--log-dir", "l",
+        "trackio", "--log-dir", "l", "--source", "s1", "--source", "s2", "--teacher", "t1",
     )  # fmt: skip
     assert type(given.pop("reporter")).__name__ == "Silent"
     assert given == {
+        "sources": ["s1", "s2"], "teachers": ["t1"],
         "base": "b", "task": "t.csv", "seeds": [3, 1], "store": "s", "name": "n", "keep": "scores",
         "tags": {"arm": "x"}, "start_from": "d", "resume": "must", "train_size": 8, "per_class": 2, "text": "a,b",
         "train_sizes": [8, 9], "subset_seed": "run", "score_on": ["o"], "probe_on": ["q"], "against": "full",

@@ -129,7 +129,8 @@ def test_its_manifest_records_every_setting_and_says_how_to_make_it_again(name, 
     [record] = [one for one in manifest.methods if one.name == name]
     assert record.settings == registry.settings_of(registry.create(name, exercise(name).settings))
     assert manifest.recipe["job"] == JOBS.get(room_of(name), room_of(name))
-    assert [parent.id for parent in manifest.parents if parent.role == "delta"][-len(given) :] == given
+    parents = [parent.id for parent in manifest.parents if parent.role == "delta"]
+    assert parents[len(parents) - len(given) :] == given
     assert manifest.environment.threads == torch.get_num_threads()
     assert manifest.environment.precision == "fp32"
 
