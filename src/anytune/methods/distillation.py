@@ -7,9 +7,11 @@ knowledge distillation (Sun et al. 2019) for hidden states, as the code of Recyc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from anytune.errors import MethodError
@@ -39,15 +41,32 @@ def logit_distillation(
         raise MethodError(f"student logits {list(student.shape)}, teacher logits {list(teacher.shape)}")
     if not temperature > 0:
         raise MethodError(f"temperature = {temperature}", why="It must be above 0.", fix="temperature=5")
-    scaled, target = upcast(student) / temperature, upcast(teacher.detach()) / temperature
-    of_student, of_teacher = functional.softmax(scaled.detach(), dim=-1), functional.softmax(target, dim=-1)
-    log_ratio = functional.log_softmax(target, dim=-1) - functional.log_softmax(scaled.detach(), dim=-1)
-    divergence = (of_teacher * log_ratio).sum(dim=-1)
-    # dKL/d(scaled) = softmax(student) - softmax(teacher), put in by hand: equal logits then give a gradient of exactly
-    # zero, which autograd's own sum over log_softmax misses by rounding.
-    pull = ((of_student - of_teacher) * (scaled - scaled.detach())).sum(dim=-1)
-    per_example = temperature**2 * (divergence + pull)
+    per_example = _Divergence.apply(upcast(student), upcast(teacher.detach()), temperature)  # type: ignore[no-untyped-call]
     return per_example.mean() if reduction == "batch" else per_example.mean() / student.shape[-1]
+
+
+class _Divergence(torch.autograd.Function):
+    """``T^2 * KL`` of each row; the gradient, ``T * (softmax(student / T) - softmax(teacher / T))``, by hand.
+
+    Both sides are computed alike, so equal logits give a gradient of exactly zero, which autograd's own sum over
+    log_softmax misses by rounding. And of all the tensors as wide as a vocabulary only one is kept for the way back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        log_student = functional.log_softmax(student / temperature, dim=-1)
+        log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
+        of_teacher = log_teacher.exp()
+        divergence = (of_teacher * (log_teacher - log_student)).sum(dim=-1)
+        ctx.save_for_backward(log_student.exp_().sub_(of_teacher))
+        ctx.temperature = temperature
+        return temperature**2 * divergence
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (apart,) = ctx.saved_tensors
+        return apart * (ctx.temperature * gradient).unsqueeze(-1), None, None
 
 
 def patience(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -475,7 +475,7 @@ def test_presets_set_what_was_left_at_its_default():
     assert paper.disagreement == 0.01
     assert registry.create("hprompt", {"preset": "paper", "length": 7}).length == 7
     light = registry.create("hprompt", {"preset": "light"})
-    assert (light.encoder, light.loss_share, light.loss_every) == ("embeddings", 0.5, 2)
+    assert (light.encoder, light.loss_share, light.loss_every) == ("embeddings", 0.5, 3)
     again = registry.create("hprompt", registry.settings_of(light))
     assert registry.settings_of(again) == registry.settings_of(light)
 

@@ -92,8 +92,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "length": 5,
         "layers": 1,
         "encoder": "embeddings",
+        "agreement": 2.0,
         "loss_share": 0.5,
-        "loss_every": 2,
+        "loss_every": 3,
     },
 }
 #: the settings of the hypernetwork, which it keeps for all later stages
@@ -145,7 +146,7 @@ class HPrompt(Method):
     preset: Annotated[
         Literal["paper", "light"] | None,
         Field(description="paper: 50 positions, 100 components, 6 layers; light: a small hypernetwork, losses on "
-                          "half the texts in every second step; a setting other than its default wins"),
+                          "half the texts in every third step; a setting other than its default wins"),
     ] = None  # fmt: skip
     prompt: Annotated[
         Literal["generated", "constant", "none"],
