@@ -41,7 +41,7 @@ def logit_distillation(
         raise MethodError(f"student logits {list(student.shape)}, teacher logits {list(teacher.shape)}")
     if not temperature > 0:
         raise MethodError(f"temperature = {temperature}", why="It must be above 0.", fix="temperature=5")
-    per_example = _Divergence.apply(upcast(student), upcast(teacher.detach()), temperature)  # type: ignore[no-untyped-call]
+    per_example = _Divergence.apply(upcast(student), upcast(teacher.detach()), temperature)
     return per_example.mean() if reduction == "batch" else per_example.mean() / student.shape[-1]
 
 
@@ -63,7 +63,7 @@ class _Divergence(torch.autograd.Function):
         return temperature**2 * divergence
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (apart,) = ctx.saved_tensors
         return apart * (ctx.temperature * gradient).unsqueeze(-1), None, None
