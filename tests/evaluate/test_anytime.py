@@ -18,12 +18,11 @@ from anytune.evaluate.anytime import (
     cost,
     crossed_interval,
     every,
-    loss_matrices,
-    loss_table,
     matrices,
     mean_matrix,
     needed,
 )
+from anytune.evaluate.anytime_losses import loss_matrices, loss_table
 
 ABC = ("a", "b", "c")
 WORKED = AccuracyMatrix(ABC, ((1, 2, 3), (4, 5, 6), (7, 8, 9)))

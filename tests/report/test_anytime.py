@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from anytune.evaluate.anytime import loss_matrices, matrices
+from anytune.evaluate.anytime import matrices
+from anytune.evaluate.anytime_losses import loss_matrices
 from anytune.report import page
 from anytune.report.anytime_charts import frontier, heat_map, stage_curves
 from anytune.report.anytime_figures import write_anytime_figures

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 from anytune.evaluate.anytime import (
-    LOSS_METRICS,
     METRICS,
     AccuracyMatrix,
     Column,
@@ -14,11 +13,10 @@ from anytune.evaluate.anytime import (
     RunName,
     columns,
     cost,
-    loss_matrices,
-    loss_table,
     matrices,
     mean_matrix,
 )
+from anytune.evaluate.anytime_losses import LOSS_METRICS, loss_matrices, loss_table
 from anytune.evaluate.arms import task_means
 from anytune.report.arm_tables import difference_text, markdown_table, number_text, power_text
 

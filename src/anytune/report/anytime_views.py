@@ -13,10 +13,10 @@ from anytune.evaluate.anytime import (
     Line,
     RunName,
     columns,
-    loss_matrices,
     matrices,
     mean_matrix,
 )
+from anytune.evaluate.anytime_losses import loss_matrices
 from anytune.report.anytime_tables import arm_order, of_orders
 from anytune.report.arms import Look
 

@@ -43,7 +43,6 @@ all texts), ``prompt: none`` and ``train_hypernetwork: false`` are ablations.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +72,7 @@ from anytune.methods.distillation import logit_distillation
 from anytune.methods.objective import Labelled
 from anytune.methods.of_base import split_groups
 from anytune.methods.of_stream import answering
+from anytune.methods.presets import take_preset
 from anytune.methods.protocol import Batch, Method, Run, Terms
 from anytune.methods.registry import register
 from anytune.methods.step import upcast
@@ -235,10 +235,7 @@ class HPrompt(Method):
     neutral = {"prompt": "none", "agreement": 0.0, "disagreement": 0.0}  # noqa: RUF012 - nothing is made then
 
     def __post_init__(self) -> None:
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name, value in PRESETS.get(self.preset or "", {}).items():
-            if getattr(self, name) == defaults[name]:
-                setattr(self, name, value)
+        take_preset(self, PRESETS)
         self.config()
 
     def config(self) -> HyperPromptConfig:

@@ -28,7 +28,6 @@ to another one. Hidden states, fusion and schedules follow the paper's outline; 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -45,6 +44,7 @@ from anytune.methods.consistency import is_regression
 from anytune.methods.distillation import logit_distillation
 from anytune.methods.fusion import fusion_weights, late_fusion
 from anytune.methods.objective import Regression
+from anytune.methods.presets import take_preset
 from anytune.methods.prompts import PromptMethod, head_fits, head_in_place, prompt_of_source
 from anytune.methods.protocol import Batch, Run, Terms
 from anytune.methods.registry import register
@@ -132,10 +132,7 @@ class Panda(PromptMethod):
     neutral = {"weight": 0.0}  # noqa: RUF012 - prompt tuning: no teacher is asked
 
     def __post_init__(self) -> None:
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name, value in PRESETS.get(self.preset or "", {}).items():
-            if getattr(self, name) == defaults[name]:
-                setattr(self, name, value)
+        take_preset(self, PRESETS)
         if self.teacher == "noisy" and self.shuffle_teacher:
             raise MethodError(
                 "panda: shuffle_teacher with teacher=noisy",
