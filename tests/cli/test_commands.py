@@ -88,6 +88,18 @@ def test_recycle_hands_every_option_to_the_job(cli, monkeypatch):
     }  # fmt: skip
 
 
+def test_dated_text_is_pre_trained_period_by_period(cli, tiny_base, tmp_path):
+    posts = tmp_path / "posts.jsonl"
+    rows = [{"text": f"the owl is near {place} oaks", "day": f"{2016 + place % 2}-01-01"} for place in range(120)]
+    posts.write_text("\n".join(map(json.dumps, rows)))
+    given = ("pretrain", tiny_base, posts, "--date", "day", "--block-size", 16, "--steps", 1, "--json", "--quiet")
+    answer = cli(*given, "--split-by", "year")
+    assert [made["name"] for made in json.loads(answer.out)] == ["tiny-posts-2016", "tiny-posts-2016-posts-2017"]
+    answer = cli(*given, "--split-by", "2016-06,2016-12")
+    assert answer.code == 2
+    assert "from-2016-06" in answer.err
+
+
 def test_scores_alone_are_not_offered_for_prediction(cli, tiny_base, tiny_task):
     assert "predict" not in cli("tune", tiny_base, tiny_task, "--keep", "scores", *QUICK).out
 

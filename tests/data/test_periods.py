@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from anytune.data import sources
-from anytune.data.domains import load_domain, load_periods, load_stream
+from anytune.data.domains import load_domain, load_domains, load_periods, load_stream
 from anytune.data.periods import periods
 from anytune.data.tasks import load_task, load_task_periods
 from anytune.errors import DataError, SettingsError
@@ -68,6 +68,20 @@ def test_one_dated_file_is_a_stream_of_domains(posts):
     assert len(parts) == len(set(parts)) == 180
     assert found[0] == load_periods({**given, "name": None})["2016"]
     assert found[0].content != found[1].content
+
+
+def test_one_period_is_had_again_by_what_its_recipe_says(posts):
+    given = {"text": "body", "date": "day", "split_by": "year", "heldout_fraction": 0.1}
+    whole = load_domains(str(posts), **given)
+    assert [domain.cut for domain in whole] == [{"split_by": "year", "period": str(y)} for y in (2016, 2017, 2018)]
+    again = load_domains({"source": str(posts), "name": "second", **whole[1].cut}, text="body", date="day",
+                         heldout_fraction=0.1)  # fmt: skip
+    assert [domain.name for domain in again] == ["second"]
+    assert (again[0].texts, again[0].heldout, again[0].content) == (
+        whole[1].texts, whole[1].heldout, whole[1].content
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"no period '2015'\s.*2016, 2017, 2018"):
+        load_domains(str(posts), **given, period="2015")
 
 
 def test_dates_are_needed_and_split_by_is_no_setting_of_one_domain(posts):

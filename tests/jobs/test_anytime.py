@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 
 import anytune
+from anytune.data.tasks import load_task
 from anytune.engine.progress import Silent
+from anytune.engine.runtime import make_runtime
 from anytune.errors import AnytuneError, DataError, DivergedError, SettingsError
 from anytune.evaluate.anytime import AccuracyMatrix, columns, matrices
 from anytune.jobs import anytime_runs as runs
 from anytune.jobs.anytime import anytime_again, anytime_matrix
+from anytune.jobs.extra_scores import ExtraScores
 from anytune.jobs.stages import stored_stages
 from anytune.manifests import file_hashes
+from anytune.models.base import load_base
 from anytune.store import Store
 from tests.conftest import COMMON, TOPICS, tiny_rows, write_rows
 
@@ -159,6 +163,18 @@ def test_nothing_is_made_again_and_the_tables_come_from_the_lines_alone(made, mo
     assert (tmp_path / "out" / "tables.md").read_text() == written
     for words in ("## Metrics", "### slower, order 0 (2 seeds)", "| 0: before |", "## Held-out losses", "undecided"):
         assert words in written
+
+
+def test_row_0_has_a_probe_over_the_base_that_nothing_has_tuned(made, tiny_base, subjects):
+    found, _ = made
+    base, runtime = load_base(tiny_base), make_runtime("fp32")
+    assert all(line["frozen_base"] is None for line in found.lines if line["arm"] is not None)
+    for seed in (0, 1):
+        [cell] = [line for line in found.lines if (line["arm"], line["task"], line["seed"]) == (None, "plant", seed)]
+        part = load_task(subjects[1]["task"]).subset(train_size=24, seed=seed)
+        body, _ = base.task_model("classification", part.label_names, 5)
+        scored = ExtraScores(base, (), (part,), 32, 64)(body, runtime)
+        assert cell["frozen_base"] == scored[f"probe:{part.name}"][part.metric]
 
 
 def test_the_metrics_are_those_of_matrices_made_by_hand_from_the_lines(made):

@@ -182,8 +182,8 @@ def test_an_untrained_body_probes_as_the_base_does_and_its_control_is_made_once(
     tiny_base, tiny_task, other_task, tmp_path, monkeypatch
 ):
     made = []
-    real = extra_scores.ExtraScores._untouched
-    monkeypatch.setattr(extra_scores.ExtraScores, "_untouched", lambda self: made.append(1) or real(self))
+    real = extra_scores.untouched
+    monkeypatch.setattr(extra_scores, "untouched", lambda base: made.append(1) or real(base))
     runs = anytune.tune(
         tiny_base, tiny_task, store=tmp_path / "s", training={**TRAINING, "learning_rate": 1e-12, "weight_decay": 0},
         probe_on=[other_task], seeds=[0, 1],

@@ -154,13 +154,15 @@ def test_the_panel_shows_what_the_tables_say():
 
 
 def test_what_needs_no_pre_training_stands_in_a_table_of_its_own():
-    lines = [{**line, "words": 0.45} for line in LINES]
+    lines = [{**line, "words": 0.45, "frozen_base": 0.4 if line["arm"] is None else None} for line in LINES]
     text = anytime_tables(lines, STAGES)
     floors = text[text.index("## Floors") :]
     assert "| one answer | 30.00 |" in floors
     assert "| words alone | 45.00 |" in floors
+    assert "| frozen base | 40.00 |" in floors
     assert "| row 0 | 50.10 |" in floors
     assert "words alone |" not in anytime_tables(LINES, STAGES)
+    assert "frozen base |" not in anytime_tables(LINES, STAGES)
 
 
 class Outline(HTMLParser):

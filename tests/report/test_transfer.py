@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from anytune.evaluate.transfer_arms import chosen, grid_of, pairs, readings, tru
 from anytune.report.page import page
 from anytune.report.transfer_charts import heat_map, middle_of, write_transfer_figures
 from anytune.report.transfer_panel import Grids
-from anytune.report.transfer_tables import choices_of, qualities, summary, transfer_tables
+from anytune.report.transfer_tables import choices_of, qualities, summary, target_families, transfer_tables
 
 SOURCES, TARGETS = ("far", "near", "twin"), ("a", "b", "c")
 #: what each source gives each target over the control's 0.6, and what a measure says of the pair
@@ -183,3 +184,9 @@ def test_the_page_has_a_section_with_every_gain(tmp_path):
         assert words in text, words
     assert "<grid>" not in text
     assert 'href="#transfer"' not in page([])
+
+
+def test_targets_over_the_same_texts_are_one_family():
+    shared = frozenset({("a", "b"), ("b", "a"), ("far", "c"), ("far", "d")})
+    grid = SimpleNamespace(targets=["a", "b", "c", "d", "e"], families=shared)
+    assert target_families(grid) == {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e"}

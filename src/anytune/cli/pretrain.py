@@ -56,6 +56,14 @@ def pretrain(
     date: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of dates.", rich_help_panel=options.DATA)
     ] = None,
+    split_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="year|month|DATE,DATE",
+            help="Dated text as a domain for each year or month, or from each of these dates on.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
     limit: options.Limit = None,
     log_with: options.LogWith = None,
     log_dir: options.LogDir = None,
@@ -73,7 +81,8 @@ def pretrain(
         training or [], steps=steps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
         block_size=block_size, precision=precision, evaluate_every=evaluate_every,
     )  # fmt: skip
-    columns = values.task_columns(text=text, date=date, limit=limit)
+    periods = split_by if split_by in ("year", "month") else values.names(split_by)
+    columns = values.task_columns(text=text, date=date, limit=limit, split_by=periods)
     going_on = values.resume(resume, restart)
     methods = values.methods(method or ["sequential"], set_ or [])
     from anytune.engine.progress import reporter

@@ -22,7 +22,7 @@ from anytune.data.columns import require_column, text_columns
 from anytune.data.periods import SplitBy, periods
 from anytune.data.sources import is_dataset_id, read_dataset
 from anytune.data.tables import SUFFIXES, Table, folder_files, read_table, read_text
-from anytune.errors import DataError, SettingsError
+from anytune.errors import DataError, SettingsError, nearest
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Domain:
         ref: "sample:NAME" or a data set id, where the text can be had again; None for local files.
         content: SHA-256 over both parts.
         notes: what a careful reader should know.
+        cut: of a period of dated text, the ``split_by`` and ``period`` that give it again.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Domain:
     ref: str | None
     content: str
     notes: tuple[str, ...] = ()
+    cut: Mapping[str, Any] | None = None
 
     def record(self) -> manifests.DomainRecord:
         """What a manifest keeps of the domain; the number of tokens is known after packing."""
@@ -106,6 +108,7 @@ def load_periods(
     heldout_fraction: float = 0.05,
     date: str | None = None,
     limit: int | None = None,
+    period: str | None = None,
 ) -> dict[str, Domain]:
     """Dated text as a domain for each period, by its period and named ``NAME-PERIOD``, in the order of time.
 
@@ -118,9 +121,10 @@ def load_periods(
         text, name, heldout_fraction: as for :func:`load_domain`.
         date: the column of dates, ISO 8601; samples that are dated bring their own.
         limit: keep at most so many documents of each period, chosen by hash.
+        period: this one alone, named ``name`` if that is given; the others only say what it may not train on.
 
     Raises:
-        DataError: the text cannot be used as it is, or it has no dates.
+        DataError: the text cannot be used as it is, it has no dates, or there is no such period.
         SettingsError: an argument is unknown or out of range.
     """
     given = {key: value for key, value in locals().items() if key != "source"}
@@ -147,10 +151,22 @@ def load_periods(
     made = [_domain(found, part, f"{whole}-{period}", heldout_fraction, limit, notes) for period, part in parts]
     group = dict(zip(found.texts, found.groups, strict=True))
     held = [{group[text] for text in domain.heldout} for domain in made]
-    return {
-        period: _apart(domain, set().union(*held[:place], *held[place + 1 :]), group)
-        for place, ((period, _), domain) in enumerate(zip(parts, made, strict=True))
+    cut = split_by if isinstance(split_by, str) else list(split_by)
+    found_periods = {
+        one: replace(
+            _apart(domain, set().union(*held[:place], *held[place + 1 :]), group),
+            cut={"split_by": cut, "period": one},
+        )
+        for place, ((one, _), domain) in enumerate(zip(parts, made, strict=True))
     }
+    if period is None:
+        return found_periods
+    if period not in found_periods:
+        raise DataError(
+            f"{found.name} has no period '{period}'", why=f"It has {', '.join(found_periods)}.",
+            fix=f"period: {nearest(period, found_periods) or next(iter(found_periods))}",
+        )  # fmt: skip
+    return {period: replace(found_periods[period], name=name or f"{whole}-{period}")}
 
 
 def _apart(domain: Domain, held: set[str], group: Mapping[str, str]) -> Domain:
@@ -217,7 +233,7 @@ def load_stream(entries: Sequence[str | Path | Mapping[str, Any] | Domain]) -> t
 
 
 def load_domains(entry: str | Path | Mapping[str, Any] | Domain, **given: Any) -> tuple[Domain, ...]:
-    """The domain of a source, or one for each period where it is a mapping with ``split_by``.
+    """The domain of a source, or one for each period where ``split_by`` is given, or stands in the mapping.
 
     Args:
         entry: what :func:`load_domain` or :func:`load_periods` takes, or a domain.
@@ -225,7 +241,7 @@ def load_domains(entry: str | Path | Mapping[str, Any] | Domain, **given: Any) -
     """
     if isinstance(entry, Domain):
         return (entry,)
-    if isinstance(entry, Mapping) and "split_by" in entry:
+    if (isinstance(entry, Mapping) and "split_by" in entry) or given.get("split_by") is not None:
         return tuple(load_periods(entry, **given).values())
     return (load_domain(entry, **given),)
 

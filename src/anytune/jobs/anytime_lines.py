@@ -9,6 +9,7 @@ from anytune.evaluate.scores import number
 from anytune.jobs.anytime_design import Design
 from anytune.jobs.anytime_runs import Made, Planned, run_key_of
 from anytune.jobs.arms import predictions
+from anytune.jobs.extra_scores import FrozenBase
 from anytune.jobs.runs import floor_of, words_floor
 from anytune.store import Store
 
@@ -18,12 +19,20 @@ def cell_lines(plan: Design, planned: Sequence[Planned], store: Store) -> Iterat
     there = {entry.manifest.run: entry for entry in store.find("delta")}
     floors: dict[str, float | None] = {}
     words: dict[str, float | None] = {}
+    probes: dict[str, float | None] = {}
+    frozen: FrozenBase | None = None
     names = [subject.name for subject in plan.subjects]
     for cell in planned:
         entry = None if cell.plan is None else there[run_key_of(cell.plan)]
         task, stream = cell.task, cell.stream
         if task.content not in floors:
             floors[task.content], words[task.content] = floor_of(task), words_floor(task)
+        if stream is None and cell.plan is not None and task.content not in probes:
+            settings = cell.plan.settings
+            frozen = frozen or FrozenBase(
+                plan.base, settings.max_length, settings.evaluate_batch_size, cell.plan.runtime()
+            )
+            probes[task.content] = frozen.floor(task)
         manifest = None if entry is None else entry.manifest
         failed = cell.failed if manifest is None else manifest.failed
         yield {
@@ -35,7 +44,7 @@ def cell_lines(plan: Design, planned: Sequence[Planned], store: Store) -> Iterat
             "task": names[cell.subject], "metric": task.metric, "metrics": list(plan.metrics),
             "train": len(task.train), "validation": None if entry is None else entry.score("validation"),
             "test": None if entry is None else entry.score("test"), "floor": floors[task.content],
-            "words": words[task.content],
+            "words": words[task.content], "frozen_base": probes.get(task.content) if stream is None else None,
             "steps": 0 if manifest is None else manifest.steps,
             "seconds": 0.0 if manifest is None else manifest.seconds, "failed": failed,
             "run": None if manifest is None else manifest.run,

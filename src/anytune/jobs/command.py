@@ -186,7 +186,10 @@ def recipe_of(job: str, *, base: Base, task: Task | None = None, **settings: Any
 def _portable(value: Any) -> Any:
     if hasattr(value, "ref") and hasattr(value, "name"):  # a domain or a task
         plain = value.ref in (None, value.name, f"sample:{value.name}")
-        return (value.ref or value.name) if plain else {"source": value.ref, "name": value.name}
+        cut = getattr(value, "cut", None) or {}  # a period of dated text
+        if plain and not cut:
+            return value.ref or value.name
+        return {"source": value.ref or value.name, "name": value.name, **cut}
     if isinstance(value, Path):
         return value.name
     if isinstance(value, str) and value.startswith("/"):

@@ -74,8 +74,8 @@ class ExtraScores:
         for task in self.probed:
             found[f"probe:{task.name}"] = self._probe(task, model, runtime)
         if self.probed and not self._of_base:
-            untouched = self._untouched().to(runtime.device)
-            self._of_base = {f"probe_base:{task.name}": self._probe(task, untouched, runtime) for task in self.probed}
+            bare = untouched(self.base).to(runtime.device)
+            self._of_base = {f"probe_base:{task.name}": self._probe(task, bare, runtime) for task in self.probed}
         return found | {name: dict(scores) for name, scores in self._of_base.items()}
 
     @cached_property
@@ -86,36 +86,71 @@ class ExtraScores:
 
     @cached_property
     def _texts(self) -> dict[str, dict[str, Encoded]]:
-        tokenizer = self.base.tokenizer()
-        return {
-            task.name: {
-                split: encode_task(getattr(task, split), tokenizer, self.max_length, None)
-                for split in ("train", "validation", "test")
-            }
-            for task in self.probed
-        }
-
-    def _untouched(self) -> nn.Module:
-        """The base's own body; what head stands on it is not read."""
-        model: nn.Module = self.base.task_model("regression", (), 0)[0]
-        return model
+        return {task.name: texts_of(self.base, task, self.max_length) for task in self.probed}
 
     def _probe(self, task: Task, model: nn.Module, runtime: Runtime) -> dict[str, float]:
-        splits = {
-            split: Features(
-                pooled_features(model, self.base.anatomy, encoded, self.batch_size, runtime).numpy(),
-                gold_labels(task, split),
-            )
-            for split, encoded in self._texts[task.name].items()
-        }
-        classes = len(task.label_names) if task.kind == "classification" else None
-        sign = 1.0 if METRICS[task.metric].higher_is_better else -1.0
+        return probe_of(model, self.base, task, self._texts[task.name], self.batch_size, runtime)
 
-        def better(predicted: np.ndarray, gold: np.ndarray) -> float:
-            return sign * score(task.metric, predicted, gold, classes)[task.metric]
 
-        found = probe(splits["train"], splits["validation"], splits["test"], classes=classes, better=better)
-        return score(task.metric, found.predicted, splits["test"].labels, classes)
+def untouched(base: Base) -> nn.Module:
+    """The base's own body as a model; what head stands on it is not read."""
+    model: nn.Module = base.task_model("regression", (), 0)[0]
+    return model
+
+
+def texts_of(base: Base, task: Task, max_length: int) -> dict[str, Encoded]:
+    """The splits of a task in the base's tokens, without labels."""
+    tokenizer = base.tokenizer()
+    return {
+        split: encode_task(getattr(task, split), tokenizer, max_length, None)
+        for split in ("train", "validation", "test")
+    }
+
+
+def probe_of(
+    model: nn.Module, base: Base, task: Task, texts: Mapping[str, Encoded], batch_size: int, runtime: Runtime
+) -> dict[str, float]:
+    """Test scores of a linear probe over a frozen body; its penalty is chosen on validation.
+
+    Args:
+        model: a model of ``base``; its weights and mode are left as they were.
+        texts: of :func:`texts_of`.
+    """
+    splits = {
+        split: Features(
+            pooled_features(model, base.anatomy, encoded, batch_size, runtime).numpy(), gold_labels(task, split)
+        )
+        for split, encoded in texts.items()
+    }
+    classes = len(task.label_names) if task.kind == "classification" else None
+    sign = 1.0 if METRICS[task.metric].higher_is_better else -1.0
+
+    def better(predicted: np.ndarray, gold: np.ndarray) -> float:
+        return sign * score(task.metric, predicted, gold, classes)[task.metric]
+
+    found = probe(splits["train"], splits["validation"], splits["test"], classes=classes, better=better)
+    return score(task.metric, found.predicted, splits["test"].labels, classes)
+
+
+@dataclass(eq=False)
+class FrozenBase:
+    """What a task scores by a linear probe over a base that nothing was tuned on: a floor beside tuned scores."""
+
+    base: Base
+    max_length: int
+    batch_size: int
+    runtime: Runtime
+
+    def floor(self, task: Task) -> float | None:
+        """The test score, in the task's metric; None for kinds without one label a text."""
+        if task.kind not in ("classification", "regression"):
+            return None
+        texts = texts_of(self.base, task, self.max_length)
+        return probe_of(self._model, self.base, task, texts, self.batch_size, self.runtime)[task.metric]
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        return untouched(self.base).to(self.runtime.device)
 
 
 def extra_scores(

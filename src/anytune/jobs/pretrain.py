@@ -113,7 +113,7 @@ def pretrain(
         log_with: experiment trackers that follow the runs: "tensorboard", "trackio", "wandb" ..., or a list.
         log_dir: folder of the files that trackers write (default: ``anytune-logs``).
         dry_run: make nothing; the list holds a :class:`~anytune.jobs.forecast.Forecast` for each stage instead.
-        columns: ``text``, ``date``, ``limit`` ... of :func:`load_domain`.
+        columns: ``text``, ``date``, ``limit`` ... of :func:`load_domain`, and ``split_by``.
 
     Returns:
         One store entry per domain, each a plain transformers folder with a manifest.
@@ -164,7 +164,8 @@ def pretrain(
             recipe=recipe_of("pretrain", base=current, domains=list(parts), method=method, training=given,
                              seed=seed, names=[names[number]] if names else None,
                              watch=[one for one in watched if not any(one is part for part in parts)],
-                             apart_from=list(apart_from), **columns),
+                             apart_from=list(apart_from),
+                             **{key: value for key, value in columns.items() if key != "split_by"}),
         )  # fmt: skip
         if dry_run:
             made_before = number == 0 or flow == "restart" or entries[-1].state == "stored"

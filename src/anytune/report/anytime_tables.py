@@ -85,19 +85,22 @@ def anytime_tables(lines: Sequence[Line], stages: Sequence[Line]) -> str:
 
 
 def _floors(lines: Sequence[Line]) -> list[str]:
-    """What needs no pre-training at all, by task: one answer, words alone, the base before the stream."""
+    """What needs no pre-training, by task: one answer, words alone, a probe over the base, the base tuned (row 0)."""
     first = [line for line in lines if line["arm"] is None]
     rows = [
         [what, *(number_text(found.get(name)) for name in lines_domains(lines))]
         for what, found in (
             ("one answer", task_means(lines, "floor")), ("words alone", task_means(lines, "words")),
-            ("row 0", task_means(first, "test")),
+            ("frozen base", task_means(first, "frozen_base")), ("row 0", task_means(first, "test")),
         )
         if found
     ]  # fmt: skip
     if not rows:
         return []
-    note = "'Words alone' is a ridge classifier on TF-IDF of the same training texts."
+    note = (
+        "'Words alone' is a ridge classifier on TF-IDF of the same training texts; 'frozen base' the same classifier "
+        "on the features of the base before the stream, which no task has tuned."
+    )
     return ["## Floors\n", note + "\n", markdown_table(["", *lines_domains(lines)], rows)]
 
 

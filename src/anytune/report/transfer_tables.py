@@ -199,16 +199,29 @@ def qualities(
             if source in sources and target in targets:
                 true[sources.index(source), targets.index(target)] = np.nan
     sizes = {line["source"]: line["size"] for line in rankings}
+    together = target_families(grid)
     found = {}
     for measure in dict.fromkeys(line["measure"] for line in rankings):
         try:
             found[measure] = evaluate_metric(
                 measure_table(rankings, measure, sources, targets), true,
                 sizes=[sizes.get(source, 0) for source in sources],
+                families=[together[target] for target in targets],
             )  # fmt: skip
         except AnytuneError:
             continue
     return found
+
+
+def target_families(grid: Grid) -> dict[str, str]:
+    """Target -> the first of the targets that hold the same texts, by way of a source that shares them with both."""
+    first = {target: target for target in grid.targets}
+    for source, target in sorted(grid.families):
+        others = [one for one in grid.targets if one == source or (source, one) in grid.families]
+        names = {first[one] for one in (target, *others)}
+        keep = next(one for one in grid.targets if one in names)
+        first = {one: keep if found in names else found for one, found in first.items()}
+    return first
 
 
 def _measures(grid: Grid, lines: Sequence[Line], rankings: Sequence[Line]) -> Iterator[str]:
@@ -219,7 +232,8 @@ def _measures(grid: Grid, lines: Sequence[Line], rankings: Sequence[Line]) -> It
         yield "No arm was run from several sources, so there is nothing to hold a measure against.\n"
         return
     yield (
-        "Means over targets with 95 % bootstrap intervals over targets; target by target over the sources. Spearman "
+        "Means over targets with 95 % bootstrap intervals over targets (those over the same texts drawn together); "
+        "target by target over the sources. Spearman "
         "and Kendall: rank correlation with what is true; p: Spearman, by exchanging sources. NDCG@3: 1 is the best "
         "order. Regret@k: points lost against the best source by trying the first k. Over random, over size: what the "
         "first choice gained over a random and over the largest source. 'size' and 'random' are the controls that a "
