@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from anytune.errors import StoreError
-from anytune.manifests import MANIFEST_NAME, TaskRecord
+from anytune.manifests import MANIFEST_NAME, TaskRecord, read_manifest
 from anytune.store import Store
 from tests.store.conftest import base_manifest, delta_manifest, parent, put, rewrite
 
@@ -204,3 +204,19 @@ def test_deltas_are_found_by_their_score_and_errors_count_the_other_way(store):
     assert {entry.name for entry in store.find("delta", score=0.8)} == {good.name, error.name}
     assert [entry.name for entry in store.find("delta", task="price", score=0.2)] == []
     assert store.find("base", score=0.1) == []
+
+
+def test_a_search_by_run_reads_the_manifest_of_that_run_alone(store, monkeypatch):
+    """Thousands of runs lie in a store, and every run asks first whether it has been made before."""
+    for run in ("a1", "b2", "a1b2", 'odd "one"'):
+        store.add(delta_manifest(run=run, form="scores"), lambda folder: None)
+    (broken := store.folder / "deltas" / "broken").mkdir()
+    (broken / "anytune.json").write_text('{"run": "b2"')
+    read = []
+    real = read_manifest
+    monkeypatch.setattr("anytune.store.store.read_manifest", lambda folder: read.append(folder) or real(folder))
+    for run in ("a1", "b2", "a1b2", 'odd "one"'):
+        assert [entry.manifest.run for entry in store.find("delta", run=run)] == [run]
+    assert len(read) == 1 + 2 + 1 + 5  # the damaged one is looked at where it may be meant
+    assert store.find(run="c3") == []
+    assert len(read) == 9

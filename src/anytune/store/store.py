@@ -22,6 +22,7 @@ from pathlib import Path
 
 from anytune.errors import StoreError
 from anytune.manifests import (
+    MANIFEST_NAME,
     BaseIdentity,
     Manifest,
     digest,
@@ -237,7 +238,7 @@ class Store:
             form: "full", "peft" or "scores".
             score: at least this good on validation, in the metric of its task (at most this, for an error metric).
         """
-        entries = self._entries(kind)
+        entries = self._entries(kind, run)
         wanted = search.Wanted(
             task=task, base=base, method=method, seed=seed, tags=dict(tags or {}), run=run, form=form
         )
@@ -313,9 +314,11 @@ class Store:
 
     # Inside
 
-    def _read(self, kind: str | None) -> Iterator[tuple[Path, Manifest | StoreError]]:
+    def _read(
+        self, kind: str | None, may_be: Callable[[Path], bool] = lambda folder: True
+    ) -> Iterator[tuple[Path, Manifest | StoreError]]:
         for place in PLACES.values() if kind is None else (PLACES[kind],) if kind in PLACES else ():
-            for folder in folders_in(self.folder / place):
+            for folder in filter(may_be, folders_in(self.folder / place)):
                 try:
                     yield folder, read_manifest(folder)
                 except StoreError as problem:
@@ -323,8 +326,10 @@ class Store:
                     if folder.exists():
                         yield folder, problem
 
-    def _entries(self, kind: str | None) -> list[Entry]:
-        found = [Entry(folder, result) for folder, result in self._read(kind) if isinstance(result, Manifest)]
+    def _entries(self, kind: str | None, run: str | None = None) -> list[Entry]:
+        """All artefacts in order; with ``run`` at least those of that run."""
+        read = self._read(kind, _mentioning(run))
+        found = [Entry(folder, result) for folder, result in read if isinstance(result, Manifest)]
         found.sort(key=lambda entry: (entry.manifest.created, entry.name, entry.reference))
         # A folder copied by hand is the same artefact: counted once, so that no table weighs a run twice.
         unique = {entry.id or entry.reference: entry for entry in reversed(found)}
@@ -348,6 +353,24 @@ class Store:
                 for child in list(scratch.iterdir()):
                     child.rename(partial / child.name)
         return final
+
+
+def _mentioning(run: str | None) -> Callable[[Path], bool]:
+    """Whether a folder's manifest may be that of a run: its key stands somewhere in the file.
+
+    Most of the time of a search goes into checking manifests, and of thousands one is asked for.
+    """
+    if run is None or not (run.isascii() and run.isalnum()):
+        return lambda folder: True
+    words = f'"{run}"'.encode()
+
+    def found(folder: Path) -> bool:
+        try:
+            return words in (folder / MANIFEST_NAME).read_bytes()
+        except OSError:
+            return False
+
+    return found
 
 
 def artefact_id(kind: str, run: str, files: Mapping[str, str]) -> str:
