@@ -30,6 +30,9 @@ ARMS = {
                         "teacher": "transfer"},
     "restarts": {"method": "prompt_tuning", "restarts": 2, "seeds": [0]},
     "one at random": {"method": "prompt_transfer", "sources": "random"},
+    "attempt": {"method": "attempt", "sources": "chosen", "together": 2, "seeds": [0]},
+    "fused": {"method": "prompt_transfer", "sources": "chosen", "together": 2, "seeds": [0]},
+    "two teachers": {"method": "panda", "sources": "chosen", "together": 2, "teacher": "transfer", "seeds": [0]},
     "smooth": {"method": ["prompt_tuning", "label_smoothing"], "targets": ["new"], "seeds": [0]},
 }  # fmt: skip
 
@@ -63,6 +66,45 @@ def lines_of(found, **wanted):
     return [line for line in found.lines if all(line[key] == value for key, value in wanted.items())]
 
 
+def test_sources_given_at_once_are_the_first_of_the_ranking_and_all_are_paid_for(made):
+    found, folder, _ = made
+    store = Store(folder / "s", create=False)
+    best = {}
+    for line in found.rankings:
+        if line["measure"] == "logme":
+            best.setdefault(line["target"], []).append((-line["value"], line["source"]))
+    for name, method in (("attempt", "attempt"), ("fused", "prompt_transfer"), ("two teachers", "panda")):
+        lines = lines_of(found, arm=name)
+        assert [(line["target"], line["seed"]) for line in lines] == [("things", 0), ("new", 0)]
+        for line in lines:
+            names = [source for _, source in sorted(best[line["target"]])[:2]]
+            assert line["source"] == " + ".join(names)
+            assert line["family"] == ("half" in names and line["target"] == "new")
+            [entry] = store.find("delta", run=line["run"])
+            given = [store.get(one.id) for one in entry.manifest.parents if one.role == "delta"]
+            assert len(given) == 2
+            if name == "two teachers":  # two sources of 3 steps, two teachers of 2, and 2 of its own
+                assert {one.manifest.methods[0].name for one in given} == {"transfer/prompt_transfer"}
+                assert line["spent_steps"] == 2 * 3 + 2 * 2 + 2
+            else:
+                assert [one.manifest.task.name for one in given] == names
+                assert line["spent_steps"] == 2 * 3 + 2
+            assert entry.manifest.methods[0].name == f"transfer/{method}"
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ({"sources": "all", "together": 2}, "sources at once, of sources: all"),
+        ({"sources": "chosen", "together": 0}, "together = 0"),
+        ({"sources": "chosen", "together": True}, "together = True"),
+    ],
+)
+def test_a_count_of_sources_that_cannot_be_is_refused(arm, words):
+    with pytest.raises(SettingsError, match=words):
+        check_transfer_arms({"x": {"method": "attempt", **arm}}, "prompt tuning")
+
+
 def test_every_arm_source_target_and_seed_is_a_line_and_no_task_is_its_own_source(made):
     found, _, _ = made
     cells = [(line["arm"], line["source"], line["target"], line["seed"], line["restart"]) for line in found.lines]
@@ -74,7 +116,8 @@ def test_every_arm_source_target_and_seed_is_a_line_and_no_task_is_its_own_sourc
         assert len(lines_of(found, arm=arm)) == 2 * count, arm
     assert len(lines_of(found, arm="restarts")) == 2 * 2
     assert [(line["target"], line["seed"]) for line in lines_of(found, arm="smooth")] == [("new", 0)]
-    families = {(line["source"], line["target"]) for line in found.lines if line["family"]}
+    families = {(line["source"], line["target"]) for line in found.lines
+                if line["family"] and " + " not in line["source"]}  # fmt: skip
     assert families == {("half", "new")}
     assert all(line["train"] == 24 for line in found.lines)
     assert all(line["early"] is not None and line["failed"] is None for line in found.lines)
@@ -189,7 +232,7 @@ def test_the_readings_are_those_of_a_naive_loop(made):
 def test_a_dry_run_counts_the_runs_and_makes_none(made, tiny_base, tmp_path):
     _, _, given = made
     forecasts = transfer_grid(tiny_base, out=tmp_path / "out", **{**given, "store": tmp_path / "s"}, dry_run=True)
-    assert len(forecasts) == 3 + 4 + 10 + 10 + 4 + 4 + 4 + 4 + 1
+    assert len(forecasts) == 3 + 4 + 10 + 10 + 4 + 4 + 4 + 4 + 1 + 3 * 2
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("s/deltas/*"))
 

@@ -1,11 +1,12 @@
 """What transfers of soft prompts gained, from the lines of their runs alone: pure functions on plain values.
 
 A line is one run on a target task: ``target``, ``metric``, ``source`` (None for an arm without one), ``sources`` (how
-the arm's were taken: "none", "all", "some", or one for each run, "chosen" or "random"), ``family``
-(source and target have texts in common), ``arm``, ``control``, ``seed``, ``restart``, ``learning_rate``,
-``validation``, ``early`` and ``test`` (raw, in the metric; None if the run diverged; ``early`` is validation at the
-first look after the start), ``floor``, ``steps`` and ``seconds`` of the run, ``spent_steps`` and ``spent_seconds``
-with those of the source and of the teacher it stands on, ``failed``. No line is of a source that is the target itself.
+the arm's were taken: "none", "all", "some", or one for each run, "chosen" or "random"; several at once are named
+``A + B``), ``family`` (source and target have texts in common), ``arm``, ``control``, ``seed``, ``restart``,
+``learning_rate``, ``validation``, ``early`` and ``test`` (raw, in the metric; None if the run diverged; ``early`` is
+validation at the first look after the start), ``floor``, ``steps`` and ``seconds`` of the run, ``spent_steps`` and
+``spent_seconds`` with those of the source and of the teacher it stands on, ``failed``. No line is of a source that is
+the target itself.
 
 Of runs that differ in the rate or the restart alone, validation chooses one, and all are paid for. An arm with a
 source is read in several ways (:data:`READINGS`); the gain of each is over the control on the same target and seed.
@@ -24,6 +25,8 @@ from anytune.evaluate.scores import higher_is_better, number
 from anytune.evaluate.stability import Against, Arm, across_tasks
 
 Line = Mapping[str, Any]
+#: Between the names of sources that a run was given at once.
+AND = " + "
 #: How an arm that was run from several sources is read; a comma and one of these follow the arm's name.
 READINGS = {
     "mean source": "the mean over sources: what a source drawn at random gives",
@@ -69,7 +72,8 @@ class Grid:
     @property
     def sources(self) -> list[str]:
         """Every source that any arm used."""
-        return list(dict.fromkeys(source for arm in self.runs.values() for source in arm if source is not None))
+        labels = [source for arm in self.runs.values() for source in arm if source is not None]
+        return list(dict.fromkeys(name for label in labels for name in label.split(AND)))
 
     def of_control(self, target: str) -> Mapping[int, Scored]:
         """The control's runs on a target, by seed."""
@@ -96,7 +100,8 @@ def grid_of(lines: Iterable[Line], *, families: bool = True) -> Grid:
         control = line["control"]
         targets.setdefault(line["target"], line)
         if line["family"]:
-            related.add((line["source"], line["target"]))
+            if AND not in line["source"]:
+                related.add((line["source"], line["target"]))
             if not families:
                 continue
         groups.setdefault((line["arm"], line["source"], line["target"], line["seed"]), []).append(line)
@@ -337,6 +342,6 @@ def truth(grid: Grid, arm: str, kind: str = "test") -> tuple[list[str], list[str
     for column, target in enumerate(targets):
         for source, runs in grid.pairs(arm, target).items():
             value = gains.get((source, target), -np.inf) if kind == "gain" else _mean(runs, kind)
-            if np.isfinite(value):
+            if np.isfinite(value) and source in names:  # several at once are no pair
                 table[names.index(source), column] = value
     return names, targets, table

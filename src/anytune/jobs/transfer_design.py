@@ -21,7 +21,7 @@ from anytune.models.base import Base
 
 #: The arm that plain prompt tuning is, and what all others are held against where nobody says otherwise.
 CONTROL = "prompt tuning"
-ARM_KEYS = ("method", "sources", "teacher", "targets", "training", "rates", "seeds", "restarts")
+ARM_KEYS = ("method", "sources", "together", "teacher", "targets", "training", "rates", "seeds", "restarts")
 #: Which sources an arm is run from.
 SOURCES = ("none", "all", "chosen", "random")
 #: Seeds of restarts lie this far from those of the runs.
@@ -38,6 +38,7 @@ class TransferArm:
             run of the next seed. None for no teacher.
         rates: learning rates, each of which is run; validation chooses. Empty: the one of ``training``.
         restarts: runs for each seed on the same rows; validation chooses.
+        together: of "chosen" sources, how many a run is given at once: fused, attended to, or as several teachers.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TransferArm:
     restarts: int
     #: names of the targets it is run on; None for all
     targets: tuple[str, ...] | None = None
+    together: int = 1
 
     @property
     def sourced(self) -> bool:
@@ -154,6 +156,7 @@ def transfer_design(
             rates=check_rates(given.get("rates", rates), name), restarts=int(given.get("restarts", 1)),
             seeds=tuple(check_seeds(given["seeds"]) if "seeds" in given else chosen_seeds),
             targets=None if given.get("targets") is None else tuple(given["targets"]),
+            together=given.get("together", 1),
         ))  # fmt: skip
     check_teachers(made)
     shared = merged(common, None if source_training is None else merged(source_training, None))
@@ -197,6 +200,14 @@ def check_transfer_arms(
         restarts = arm.get("restarts", 1)
         if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
             raise SettingsError(f"arm '{name}': restarts = {restarts!r}", why="Runs for each seed.", fix="restarts: 3")
+        together = arm.get("together", 1)
+        if isinstance(together, bool) or not isinstance(together, int) or together < 1:
+            raise SettingsError(f"arm '{name}': together = {together!r}", why="A count of sources.", fix="together: 3")
+        if together > 1 and arm.get("sources") != "chosen":
+            raise SettingsError(
+                f"arm '{name}' is given {together} sources at once, of sources: {arm.get('sources', 'none')}",
+                why="They are the first ones by the measure that chooses.", fix="sources: chosen",
+            )  # fmt: skip
         if arm.get("teacher") is not None and arm["teacher"] not in (*arms, control):
             raise unknown(f"arm as teacher of '{name}':", str(arm["teacher"]), arms, SettingsError)
     made = {str(name): dict(arm) for name, arm in arms.items()}
@@ -257,15 +268,17 @@ def check_teachers(arms: Sequence[TransferArm]) -> None:
                 raise SettingsError(f"arm '{arm.name}' teaches itself, by way of {', '.join(sorted(seen))}")
             seen.add(above.name)
             above = by_name[above.teacher] if above.teacher is not None else None
-        same = teacher.sources in ("all", arm.sources) or (
+        same = teacher.sources == "all" or (arm.together == 1 and (teacher.sources == arm.sources or (
             not teacher.several and not isinstance(teacher.sources, str)
-        )  # fmt: skip
+        )))  # fmt: skip
         if teacher.sourced and (not arm.sourced or not same):
             raise SettingsError(
                 f"arm '{arm.name}' is run from {_said(arm.sources)} and its teacher '{teacher.name}' from "
                 f"{_said(teacher.sources)}",
                 why="Each of its runs learns from the teacher's run of the same source.",
-                fix=f"sources: {_said(teacher.sources)}",
+                fix=f"sources: {_said(teacher.sources)}"
+                if arm.together == 1
+                else f"sources: all   for '{teacher.name}'",
             )
         if teacher.targets is not None and (arm.targets is None or not set(arm.targets) <= set(teacher.targets)):
             raise SettingsError(

@@ -23,7 +23,7 @@ from anytune.engine.progress import Reporter, Silent
 from anytune.engine.settings import TrainingSettings
 from anytune.errors import AnytuneError, SettingsError
 from anytune.evaluate.scores import number
-from anytune.evaluate.transfer_arms import grid_of, pairs, readings
+from anytune.evaluate.transfer_arms import AND, grid_of, pairs, readings
 from anytune.jobs.arms import RUNS_NAME, TABLES_NAME, TASKS_NAME, predictions, read_lines, task_line, write_lines
 from anytune.jobs.command import Command
 from anytune.jobs.forecast import Forecast, standing_in, unwritten
@@ -95,8 +95,9 @@ def transfer_grid(
         base: ``sample:NAME``, a folder, the name of a base in the store, or a hub id.
         sources: tasks whose prompts may help; a target among them is no source for itself.
         targets: tasks that are to be helped.
-        arms: name -> ``{"method": ...}`` with ``sources`` ("none", "all", "chosen", "random", or names), ``teacher``
-            (another arm), ``training``, ``rates``, ``seeds``, ``restarts`` or ``targets`` of its own if need be.
+        arms: name -> ``{"method": ...}`` with ``sources`` ("none", "all", "chosen", "random", or names), ``together``
+            (so many of the chosen ones at once), ``teacher`` (another arm), ``training``, ``rates``, ``seeds``,
+            ``restarts`` or ``targets`` of its own if need be.
         out: folder of the results; what stands there is written anew.
         control: the arm that gains are over; "prompt tuning" need not be among ``arms``.
         prompt: settings that all prompt methods share: ``{"length": 20, "kind": "deep"}``.
@@ -241,7 +242,8 @@ def run_lines(made: Made) -> Iterator[dict[str, Any]]:
         yield {
             "arm": one.arm, "control": design.control,
             "sources": arm.sources if isinstance(arm.sources, str) else "some", "teacher": arm.teacher,
-            "source": one.source, "target": one.target, "family": (one.source, one.target) in design.families,
+            "source": one.source, "target": one.target,
+            "family": any((name, one.target) in design.families for name in (one.source or "").split(AND)),
             "metric": task.metric, "train": len(task.train), "seed": one.seed, "restart": one.restart,
             "learning_rate": manifest.training.get("learning_rate"), "validation": entry.score("validation"),
             "early": early(entry), "test": entry.score("test"), "floor": floors[task.content][0],

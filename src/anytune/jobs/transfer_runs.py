@@ -12,6 +12,7 @@ from anytune.engine.fanout import Unit, run_units, worker_count
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import total_steps
 from anytune.errors import SettingsError
+from anytune.evaluate.transfer_arms import AND
 from anytune.evaluate.transferability import random_score
 from anytune.jobs.command import Command
 from anytune.jobs.failures import failures_kept
@@ -33,7 +34,7 @@ class Planned:
     """A run of the grid.
 
     Attributes:
-        source: name of the source task it goes back to; None without one.
+        source: name of the source task it goes back to (several: ``A + B``); None without one.
         seed: of the comparison; a restart's own is another one.
         before: runs it stands on: the source's, the teacher's and those below it.
     """
@@ -132,7 +133,8 @@ def sources_of(made: Made, arm: TransferArm, target: str, seed: int) -> Sequence
     if arm.sources == "random":
         return sorted(allowed, key=lambda name: random_score(name, target, seed))[-1:]
     if arm.sources == "chosen":
-        return [one.task for one in made.rankings[target].top(1)] if target in made.rankings else []
+        best = [one.task for one in made.rankings[target].top(arm.together)] if target in made.rankings else []
+        return [AND.join(best)] if best else []
     return [name for name in allowed if arm.sources == "all" or name in arm.sources]
 
 
@@ -140,6 +142,8 @@ def _given(
     made: Made, arm: TransferArm, source: str | None, target: str, seed: int
 ) -> tuple[dict[str, Any] | None, tuple[Entry, ...]]:
     """What a run is given beside its task, and the runs before it; None where a teacher diverged."""
+    if source is not None and arm.together > 1:
+        return _given_several(made, arm, source.split(AND), target, seed)
     before: tuple[Entry, ...] = () if source is None else (made.sources[source],)
     if arm.teacher is None:
         return ({} if source is None else {"sources": [made.sources[source].folder]}), before
@@ -153,8 +157,32 @@ def _given(
     if found is None:
         return None, ()
     entry = made.entries[found.key]
-    named = entry.folder if similarity is None else {"delta": entry.folder, "similarity": similarity}
-    return {"teachers": [named]}, (*found.before, entry)
+    return {"teachers": [_named(entry, similarity)]}, (*found.before, entry)
+
+
+def _given_several(
+    made: Made, arm: TransferArm, names: Sequence[str], target: str, seed: int
+) -> tuple[dict[str, Any] | None, tuple[Entry, ...]]:
+    """As :func:`_given`, of an arm that is given several sources, or the teachers from them, at once."""
+    similar = [_similarity(made, name, target) for name in names]
+    if any(one is None for one in similar):
+        similar = [None] * len(names)  # weighed by what is known of all of them
+    if arm.teacher is None:
+        entries = [made.sources[name] for name in names]
+        given = [_named(entry, one) for entry, one in zip(entries, similar, strict=True)]
+        return {"sources": given}, tuple(entries)
+    taught = [made.best(arm.teacher, name, target, seed) for name in names]
+    found = [one for one in taught if one is not None]
+    if len(found) < len(names):
+        return None, ()
+    teachers = [made.entries[one.key] for one in found]
+    given = [_named(entry, one) for entry, one in zip(teachers, similar, strict=True)]
+    stood_on = {entry.manifest.run: entry for one in found for entry in one.before}
+    return {"teachers": given}, (*stood_on.values(), *teachers)
+
+
+def _named(entry: Entry, similarity: float | None) -> Any:
+    return entry.folder if similarity is None else {"delta": entry.folder, "similarity": similarity}
 
 
 def _similarity(made: Made, source: str | None, target: str) -> float | None:
