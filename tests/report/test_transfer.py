@@ -11,6 +11,7 @@ import pytest
 
 from anytune.evaluate.clustering import cluster_order
 from anytune.evaluate.metric_quality import spearman
+from anytune.evaluate.synthetic_tasks import distance, factorial
 from anytune.evaluate.transfer_arms import chosen, grid_of, pairs, readings, truth
 from anytune.report.page import page
 from anytune.report.transfer_charts import heat_map, middle_of, write_transfer_figures
@@ -190,3 +191,25 @@ def test_targets_over_the_same_texts_are_one_family():
     shared = frozenset({("a", "b"), ("b", "a"), ("far", "c"), ("far", "d")})
     grid = SimpleNamespace(targets=["a", "b", "c", "d", "e"], families=shared)
     assert target_families(grid) == {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e"}
+
+
+def test_what_a_measure_looks_at_is_read_off_synthetic_tasks():
+    """One measure that is the rule's nearness, one that is the format's, and a gain that goes by the rule."""
+    tasks = factorial(seed=3)
+    lines, ranks = [], []
+    for a, b in itertools.permutations(tasks, 2):
+        near = 1 - distance(a, b, "rule")
+        lines.append({**line("transfer", b.name, 0, 0.6 + 0.1 * near, source=a.name), "sources": "all"})
+        ranks += [
+            {"target": b.name, "source": a.name, "measure": name, "value": value, "size": 9, "choose_by": "rule's"}
+            for name, value in (("rule's", near), ("format's", -distance(a, b, "format")), ("deaf", 1.0))
+        ]
+    lines += [line("plain", task.name, 0, 0.6) for task in tasks]
+    text = transfer_tables(lines, ranks)
+    table = text[text.index("What each measure looks at") :].replace("-0.00", "+0.00")
+    pairs = len(tasks) * (len(tasks) - 1)
+    assert f"| transfer: its gain itself | +1.00 | +0.00 | +0.00 | 100 % | {pairs} |" in table
+    assert f"| rule's | +1.00 | +0.00 | +0.00 | 100 % | {pairs} |" in table
+    assert f"| format's | +0.00 | +0.00 | +1.00 | 100 % | {pairs} |" in table
+    assert "| deaf |   |   |   |   | a measure that is 1 for all pairs |" in table
+    assert "What each measure looks at" not in transfer_tables(lines_of_grid(), ranking())

@@ -22,6 +22,7 @@ import csv
 import io
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -49,6 +50,8 @@ OFFICE = (
     *("meeting", "report", "manager", "email", "budget", "contract", "client", "desk"),
     *("salary", "office", "project", "team", "phone", "staff", "boss", "lawyer"),
 )
+_FORMAT: dict[str, Format] = {name: name for name in FORMATS}
+_NAME = re.compile(r"rule(?P<rule>[^-]+)-inputs(?P<inputs>[^-]+)-(?P<format>[^-]+)-seed(?P<seed>\d+)")
 _CUES_A_TEXT, _OTHERS_A_TEXT = 3, 8
 #: Degrees added to every rule, so that no sum of cues lies on its line.
 _TILT = 1.0
@@ -112,6 +115,20 @@ class SyntheticTask:
             made[f"{split}.csv"] = written.getvalue()
             start += size
         return made
+
+
+def by_name(name: str) -> SyntheticTask | None:
+    """The task that has this name; None if none has."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    try:
+        made = SyntheticTask(
+            float(found["rule"]), float(found["inputs"]), _FORMAT[found["format"]], int(found["seed"])
+        )
+    except (SettingsError, KeyError, ValueError):
+        return None
+    return made if made.name == name else None
 
 
 def family(knob: Knob, values: Sequence[Any], **others: Any) -> list[SyntheticTask]:

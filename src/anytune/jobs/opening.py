@@ -11,6 +11,7 @@ from anytune.data.samples import sample_folder
 from anytune.data.tasks import Task, load_task
 from anytune.engine.settings import TrainingSettings
 from anytune.errors import AnytuneError, SettingsError, StoreError, WrongBaseError
+from anytune.jobs.synthetic import is_synthetic, synthetic_task
 from anytune.manifests import BaseIdentity, Manifest
 from anytune.models.base import Base, load_base
 from anytune.models.fingerprint import known_folders
@@ -95,8 +96,15 @@ def open_delta(reference: Entry | str | Path, store: Store) -> Entry:
 
 
 def open_task(source: Task | str | Path | dict[str, Any], **options: Any) -> Task:
-    """A task from a file, a folder of splits, ``sample:NAME`` or a datasets id (see ``data.tasks.load_task``)."""
-    return source if isinstance(source, Task) else load_task(source, **options)
+    """A task from a file, a folder of splits, ``sample:NAME`` or a datasets id (see ``data.tasks.load_task``).
+
+    Also ``synthetic:rule=45,inputs=1,format=pair`` (see :mod:`anytune.jobs.synthetic`).
+    """
+    if isinstance(source, Task):
+        return source
+    if is_synthetic(source):
+        return synthetic_task(**{**options, **(source if isinstance(source, dict) else {"source": str(source)})})
+    return load_task(source, **options)
 
 
 def open_domain(source: Domain | str | Path | Mapping[str, Any], **options: Any) -> Domain:

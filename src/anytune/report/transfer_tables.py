@@ -9,6 +9,7 @@ import numpy as np
 from anytune.errors import AnytuneError
 from anytune.evaluate.compare import unit
 from anytune.evaluate.metric_quality import Interval, MetricQuality, evaluate_metric
+from anytune.evaluate.synthetic_tasks import KNOBS, by_name, knob_effects
 from anytune.evaluate.transfer_arms import READINGS, Grid, Line, Reading, grid_of, pairs, readings, truth
 from anytune.report.arm_tables import difference_text, markdown_table, number_text, power_text
 
@@ -70,7 +71,12 @@ def transfer_tables(lines: Sequence[Line], rankings: Sequence[Line] = ()) -> str
             text += ["### Without the pairs over the same texts\n", _pairs(grid_of(lines, families=False))]
         text += [_each_pair(grid)]
     if rankings:
-        text += ["## How good each measure was\n", *_measures(grid, lines, rankings), _choices(grid, rankings)]
+        text += [
+            "## How good each measure was\n",
+            *_measures(grid, lines, rankings),
+            _choices(grid, rankings),
+            *_knobs(grid, rankings),
+        ]
     failed = [line for line in lines if line["failed"]]
     if failed:
         text += ["## Runs that diverged\n", *(f"* {_said(line)}: {line['failed']}" for line in failed), ""]
@@ -291,3 +297,37 @@ def _choices(grid: Grid, rankings: Sequence[Line]) -> str:
             cells.append(min(own, key=lambda name: (-own[name], name)) if own else "-")
         rows.append([measure, *cells])
     return "### What each measure chooses\n\n" + markdown_table(["measure", *grid.targets], rows)
+
+
+def _knobs(grid: Grid, rankings: Sequence[Line]) -> Iterator[str]:
+    """Where every task is a synthetic one: what each measure, and what transfer itself, goes by."""
+    names = list(dict.fromkeys([*grid.sources, *grid.targets]))
+    tasks = [by_name(name) for name in names]
+    known = [task for task in tasks if task is not None]
+    if len(known) < len(names) or not names:
+        return
+    shown: dict[str, np.ndarray] = {}
+    for arm in grid.runs:
+        sources, targets, gains = truth(grid, arm, "gain")
+        if np.isfinite(gains).sum() > len(targets):
+            table = np.full((len(names), len(names)), np.nan)
+            table[np.ix_([names.index(one) for one in sources], [names.index(one) for one in targets])] = gains
+            shown[f"{arm}: its gain itself"] = table
+    for measure in dict.fromkeys(line["measure"] for line in rankings):
+        shown[measure] = measure_table(rankings, measure, names, names)
+    rows = []
+    for name, table in shown.items():
+        try:
+            found = knob_effects(table, known)
+        except AnytuneError as problem:
+            rows.append([name, *("" for _ in KNOBS), "", problem.what])
+            continue
+        effects = [f"{found.effects[knob]:+.2f}" if knob in found.effects else "" for knob in KNOBS]
+        rows.append([name, *effects, f"{100 * found.explained:.0f} %", str(found.pairs)])
+    yield (
+        "### What each measure looks at\n\nThe tasks are synthetic and differ in three knobs, set one by one. By how "
+        "many standard deviations (over pairs) a measure falls where source and target lie one standard deviation "
+        "further apart in a knob and no further in the others; 'explained': by the three together. A measure that "
+        "predicts transfer goes by what the gain itself goes by.\n"
+    )
+    yield markdown_table(["measure", *KNOBS, "explained", "pairs"], rows)
