@@ -120,6 +120,16 @@ class Task:
         note = f"few-shot: {wanted} asked for, {len(train)} taken, seed {seed}"
         return _finished(replace(self, train=train, validation=validation, notes=(*self.notes, note)))
 
+    def with_rows(self, note: str | None = None, **parts: Sequence[Example]) -> Task:
+        """The task with other rows in some of its splits, and the ``content`` that goes with them.
+
+        Args:
+            note: added to the notes.
+            parts: ``train``, ``validation`` or ``test``; labels are indices into the same label names.
+        """
+        notes = self.notes if note is None else (*self.notes, note)
+        return _finished(replace(self, notes=notes, **{split: tuple(rows) for split, rows in parts.items()}))
+
     def record(self) -> manifests.TaskRecord:
         """What a manifest keeps of the task."""
         return manifests.TaskRecord(
