@@ -22,12 +22,20 @@ def recycle(
     ] = None,
     task: options.Task = None,
     method: Annotated[
-        str, typer.Option(help="'direct' (no training), 'initialize' (start there, then tune) ...")
+        str, typer.Option(help="'direct' (no training), 'initialize' (start there, then tune), 'distill' ...")
     ] = "initialize",
     tune_with: Annotated[
         list[str] | None, typer.Option("--tune", help="Tune method(s) after the move (default: those of the delta).")
     ] = None,
     set_: options.Set = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts without labels, for methods that read them (distill with label_free).",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
     old_base: Annotated[str | None, typer.Option(help="The delta's own base, if it is not found by itself.")] = None,
     seeds: options.Seeds = None,
     store: options.Store = None,
@@ -83,9 +91,9 @@ def recycle(
     from anytune.jobs.recycle import recycle as job
 
     entries: list[Any] = job(
-        delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, old_base=old_base,
-        training=settings, seeds=chosen_seeds, train_size=train_size, per_class=per_class, keep=keep, name=name,
-        tags=labels, resume=going_on, log_with=log_with, log_dir=log_dir,
+        delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, unlabelled=unlabelled,
+        old_base=old_base, training=settings, seeds=chosen_seeds, train_size=train_size, per_class=per_class,
+        keep=keep, name=name, tags=labels, resume=going_on, log_with=log_with, log_dir=log_dir,
         dry_run=dry_run, reporter=reporter(quiet), **columns,
     )  # fmt: skip
     if dry_run:

@@ -124,7 +124,7 @@ class RecycleRecipe(TaskColumns):
     """``job: recycle``; see :func:`anytune.jobs.recycle.recycle`."""
 
     home = ("anytune.jobs.recycle", "recycle")
-    rooms: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"method": "recycle", "tune": "tune"}
+    rooms: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"method": "recycle", "tune": TUNING}
     job: Literal["recycle"] = "recycle"
     delta: str
     base: str
@@ -132,6 +132,7 @@ class RecycleRecipe(TaskColumns):
     method: str | dict[str, Any] = "initialize"
     tune: Method | None = None
     task: Source | None = None
+    unlabelled: Source | list[str] | None = None
     old_base: str | None = None
     training: dict[str, Any] | None = None
     resume: Resume = "auto"

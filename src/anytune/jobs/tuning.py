@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from anytune.methods.objective import objective_for
 from anytune.methods.protocol import Method, Run, overrides
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
+from anytune.models.bottleneck import bottleneck_names, bottlenecks_of
 from anytune.models.delta import FullDelta
 from anytune.models.dropout import set_dropout
 from anytune.models.probe import make_probe
@@ -42,6 +44,8 @@ from anytune.models.soft_prompts import prompt_of
 from anytune.store import Entry, Store
 
 if TYPE_CHECKING:
+    from anytune.data.tasks import Example
+    from anytune.jobs.outdated import Moving
     from anytune.models.soft_prompts import PromptSource
 
 PREDICTIONS_NAME = "predictions.jsonl"
@@ -75,15 +79,14 @@ class GivenPrompt:
 
 @dataclass(frozen=True)
 class Outdated:
-    """Weights that a run starts from: outdated ones on their way to a new base, or a delta of the same base."""
+    """Weights that a run starts from: a delta of the same base."""
 
     entry: Entry
-    #: already moved to the new base (see ``jobs.recycle.moved``)
     delta: AnyDelta
     base: Base
 
     def install(self, model: nn.Module) -> nn.Module:
-        """Put the weights into a task model of the new base; an adapter wraps it."""
+        """Put the weights into a task model of the base; an adapter wraps it."""
         return install_delta(self.delta, model, self.base, trainable=True)
 
 
@@ -97,7 +100,10 @@ class TuningPlan:
     methods: Sequence[Method]
     settings: TrainingSettings
     seed: int
-    outdated: Outdated | None = None
+    #: outdated weights on their way to this base
+    outdated: Moving | None = None
+    #: texts without labels, for methods that read them
+    unlabelled: Sequence[Example] = ()
     #: a delta of the same base that the run starts from
     start: Outdated | None = None
     #: stored soft prompts it is given: tuned on other tasks, and on this one
@@ -143,6 +149,8 @@ class TuningPlan:
             if prompts:
                 decides[key] = [one.decides for one in prompts]
                 names[key] = ", ".join(one.entry.name for one in prompts)
+        if self.unlabelled:
+            decides["unlabelled"] = content_of(self.unlabelled)
         if self.extra is not None:
             decides |= self.extra.decides()
         return RunIdentity(decides, names, f"{self.job} {self.task.name} seed {self.seed}")
@@ -185,6 +193,12 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
     """The run ready to begin; inside, torch draws from the run's own seed."""
     task, base, settings = plan.task, plan.base, plan.settings
     batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
+    moving, outdated, unlabelled = plan.outdated, None, None
+    if moving is not None:
+        outdated = moving.in_run(task, encoded.train, settings, plan.seed, runtime)
+        unlabelled = outdated.batches_of(plan.unlabelled) if plan.unlabelled else None
+        if unlabelled is not None and any(method.reads_unlabelled() for method in plan.methods):
+            batches = unlabelled
     steps = total_steps(settings, batches.batches_per_epoch, world=runtime.world) if plan.trains else 0
     validate = _scorer(plan, encoded, "validation", runtime)
     objective = objective_for(task.kind, base.anatomy)
@@ -199,9 +213,11 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
             steps=steps,
             anatomy=base.anatomy,
             head_names=head_names,
-            install_outdated=plan.outdated.install if plan.outdated else None,
+            outdated=outdated,
             objective=objective,
             batches=batches,
+            unlabelled=unlabelled,
+            validate=lambda current: scored(validate, current, runtime),
             base=base,
             device=runtime.device,
             label_names=task.label_names,
@@ -215,7 +231,7 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
         arguments = {
             "methods": plan.methods,
             "objective": objective,
-            "batches": batches,
+            "batches": run.batches,  # a method may have put texts of its own in their place
             "steps": steps,
             "settings": settings,
             "learning_rate": learning_rate(plan),
@@ -223,6 +239,24 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
             "evaluate": lambda current: validate(current, decoded=DECODED_WHILE_TRAINING)[0],
         }
         yield Prepared(model, run, arguments, list(head_names))
+
+
+def scored(validate: Scorer, model: nn.Module, runtime: Runtime) -> float:
+    """What a model is worth on validation data, higher is better; the model stays where and as it was."""
+    parameter = next(model.parameters())
+    before, training = parameter.device, model.training
+    try:
+        return float(validate(model.to(runtime.device), decoded=DECODED_WHILE_TRAINING)[0].better)
+    finally:
+        model.to(before).train(training)
+
+
+def content_of(examples: Sequence[Example]) -> str:
+    """SHA-256 over texts in their order, whatever their labels."""
+    state = hashlib.sha256()
+    for one in examples:
+        state.update(repr((one.text, one.text_pair, one.words)).encode())
+    return state.hexdigest()
 
 
 def _tune(
@@ -325,8 +359,11 @@ def delta_of(model: nn.Module, base: Base, head_names: list[str], identity: Base
         return AdapterDelta.from_model(model, identity, head_names)
     if hasattr(model, "peft_config"):
         return AdapterDelta.from_model(model, identity)
-    tensors = base.tensors(pretraining_head=True)
-    return FullDelta.extract(tensors, model.state_dict(), head_names, base.anatomy, identity)
+    tensors, inserted = base.tensors(pretraining_head=True), bottlenecks_of(model)
+    return FullDelta.extract(
+        tensors, model.state_dict(), [*head_names, *bottleneck_names(model)], base.anatomy, identity,
+        inserted.config.to_record() if inserted is not None else None,
+    )  # fmt: skip
 
 
 @dataclass
@@ -380,7 +417,7 @@ class _Outcome:
 
     def delta(self) -> AnyDelta:
         """What is stored: the outdated weights as they were moved, if nothing was trained; else what training made."""
-        if self.plan.outdated is not None and not self.plan.trains:
+        if self.plan.outdated is not None and all(method.moves_only for method in self.plan.methods):
             return self.plan.outdated.delta  # bit for bit, so that a chain of upgrades adds no rounding
         return delta_of(self.model, self.plan.base, self.head_names, self.plan.base.identity)
 

@@ -258,6 +258,15 @@ class AdapterDelta:
             return "it holds trained token embeddings, which are absolute values of its base"
         return ""
 
+    def head(self, base_tensors: Iterable[str], anatomy: Anatomy) -> dict[str, Tensor]:
+        """State-dict name -> tensor of the head: what neither PEFT made nor the base holds."""
+        copies = self.absolute_copies(base_tensors, anatomy)
+        return {
+            _inside(name): tensor
+            for name, tensor in self.tensors.items()
+            if name not in copies and not _made_by_peft(name)
+        }
+
     def saved_head_missing(self, head_names: Iterable[str]) -> list[str]:
         """State-dict names of the task model's head that neither the base nor this adapter holds.
 

@@ -45,6 +45,7 @@ class Direct(Method):
     """Outdated weights as they are; it has no settings."""
 
     trains = False
+    moves_only = True
     neutral = None
     neutral_reason = "nothing is trained; on the same base it gives the old weights bit for bit"
 
