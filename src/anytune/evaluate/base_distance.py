@@ -58,9 +58,10 @@ class Sums:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far ``numbers`` weights moved."""
+    """How far ``numbers`` weights moved; ``length`` is ||old||."""
 
     numbers: int
+    length: float
     l2: float
     relative: float
     rms: float
@@ -74,7 +75,7 @@ class Distance:
         lengths = math.sqrt(sums.old * sums.new)
         # equal weights are at cosine 1, which rounding would miss
         cosine = sums.product / lengths if lengths and l2 else (1.0 if not l2 else 0.0)
-        return cls(sums.numbers, l2, relative, l2 / math.sqrt(max(1, sums.numbers)), cosine)
+        return cls(sums.numbers, length, l2, relative, l2 / math.sqrt(max(1, sums.numbers)), cosine)
 
 
 @dataclass(frozen=True)

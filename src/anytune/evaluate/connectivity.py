@@ -211,7 +211,7 @@ def _mix(target: Tensor, left: Tensor, right: Tensor, near: float, far: float) -
         one.copy_(before).mul_(near)
         other.copy_(after).mul_(far)
         # in 32 bits and fewer, numbers that are equal at both ends come out of the sum with the bits they have
-        piece.copy_(torch.where(before == after, before, one + other) if exact else one.add_(other))
+        piece.copy_(torch.where(same_bits(before, after), before, one + other) if exact else one.add_(other))
 
 
 def _apart(end: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
