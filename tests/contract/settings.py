@@ -61,7 +61,12 @@ def _prompt_or_head(name: str, head_names: set[str]) -> bool:
     return name.startswith("soft_prompt.") or name in head_names
 
 
+def _bottleneck_or_head(name: str, head_names: set[str]) -> bool:
+    return name.startswith("bottleneck.") or name in head_names
+
+
 EXERCISES: dict[str, Exercise] = {
+    "tune/bottleneck": Exercise(settings={"width": 4, "std": 0.1}, trains=_bottleneck_or_head),
     "transfer/prompt_tuning": Exercise(settings={"length": 4}, trains=_prompt_or_head),
     "transfer/prompt_transfer": Exercise(trains=_prompt_or_head),
     # by half a cosine: a run that goes on must know how far it was

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from anytune.errors import DeltaError, WrongBaseError
 from anytune.manifests import BaseIdentity
 from anytune.models import difference as arithmetic
 from anytune.models.anatomy import Anatomy, anatomy_of
+from anytune.models.bottleneck import put_bottlenecks
 from anytune.models.delta_file import DELTA_FILE, DeltaContent, read_delta, write_delta
 from anytune.models.layout import is_hyperprompt
 
@@ -42,6 +44,7 @@ class FullDelta:
         corrections: canonical name -> (flat index, exact tuned value) where the sum alone would be off on this base.
         head: state-dict name -> tensor, exactly as trained.
         body: canonical name -> (dtype, shape) of every body tensor of the tuned model, the unchanged ones included.
+        bottleneck: settings of the bottleneck adapters it was tuned with, whose tensors are part of the head.
     """
 
     base: BaseIdentity
@@ -50,6 +53,7 @@ class FullDelta:
     corrections: dict[str, tuple[Tensor, Tensor]]
     head: dict[str, Tensor]
     body: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    bottleneck: dict[str, Any] | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -64,6 +68,7 @@ class FullDelta:
         head_names: Collection[str],
         anatomy: Anatomy,
         base_identity: BaseIdentity,
+        bottleneck: dict[str, Any] | None = None,
     ) -> FullDelta:
         """The delta between a base and a tuned task model.
 
@@ -74,6 +79,7 @@ class FullDelta:
             head_names: the state-dict names that the base does not hold (from ``Base.task_model``).
             anatomy: of the model's kind.
             base_identity: of the base.
+            bottleneck: settings of the model's bottleneck adapters, whose names are among the head's.
 
         Raises:
             DeltaError: weights that are not finite, or names or shapes that do not match the base's.
@@ -105,7 +111,7 @@ class FullDelta:
                 if len(found.index):
                     corrections[bare] = (found.index, found.exact)
         head = {name: tuned[name].detach().cpu().clone() for name in head_names}
-        return cls(base_identity, anatomy.model_type, differences, corrections, head, body)
+        return cls(base_identity, anatomy.model_type, differences, corrections, head, body, bottleneck)
 
     def apply(
         self,
@@ -146,13 +152,16 @@ class FullDelta:
     ) -> None:
         """Write the tuned weights into a task model, in place: the body by canonical names, the head by full names.
 
-        Every learned name of the model is accounted for before anything is written.
+        Bottleneck adapters that it was tuned with are put onto the model first. Every learned name of the model is
+        accounted for before anything is written.
 
         Raises:
             WrongBaseError, DeltaError: as ``apply``; or the model has names the delta does not know, or lacks some.
         """
         own = self._own(base_identity, another_base)
         self._check_base(base_tensors)
+        if self.bottleneck is not None:
+            put_bottlenecks(model, self.bottleneck)
         state = model.state_dict()
         names = self._names_in(state)
         with torch.no_grad():
@@ -177,7 +186,9 @@ class FullDelta:
         Raises:
             StoreError: the folder cannot be written.
         """
-        content = DeltaContent(self.base, self.model_type, self.difference, self.corrections, self.head, self.body)
+        content = DeltaContent(
+            self.base, self.model_type, self.difference, self.corrections, self.head, self.body, self.bottleneck
+        )
         return write_delta(Path(folder), content)
 
     @classmethod
