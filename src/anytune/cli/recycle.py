@@ -41,6 +41,7 @@ def recycle(
     store: options.Store = None,
     name: options.Name = None,
     keep: options.Keep = "weights",
+    keep_sample: options.KeepSample = True,
     tag: options.Tag = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
@@ -93,7 +94,7 @@ def recycle(
     entries: list[Any] = job(
         delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, unlabelled=unlabelled,
         old_base=old_base, training=settings, seeds=chosen_seeds, train_size=train_size, per_class=per_class,
-        keep=keep, name=name, tags=labels, resume=going_on, log_with=log_with, log_dir=log_dir,
+        keep=keep, keep_sample=keep_sample, name=name, tags=labels, resume=going_on, log_with=log_with, log_dir=log_dir,
         dry_run=dry_run, reporter=reporter(quiet), **columns,
     )  # fmt: skip
     if dry_run:

@@ -92,6 +92,7 @@ class TuneRecipe(TaskColumns):
     probe_on: Sources | None = None
     against: Method | None = None
     keep: Literal["weights", "scores"] = "weights"
+    keep_sample: bool = True
     name: str | None = None
     tags: dict[str, str] | None = None
 
@@ -142,6 +143,7 @@ class RecycleRecipe(TaskColumns):
     train_size: Count | None = None
     per_class: Count | None = None
     keep: Literal["weights", "scores"] = "weights"
+    keep_sample: bool = True
     name: str | None = None
     tags: dict[str, str] | None = None
 

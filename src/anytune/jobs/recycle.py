@@ -45,6 +45,7 @@ def recycle(
     train_size: int | None = None,
     per_class: int | None = None,
     keep: str = "weights",
+    keep_sample: bool = True,
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     resume: Resume = "auto",
@@ -67,6 +68,7 @@ def recycle(
             themselves (pairs of texts where the task's rows are pairs).
         old_base: the base the delta belongs to, if it is not found by itself.
         seeds: default: the delta's own seed.
+        keep_sample: keep some validation rows beside the weights; see :func:`anytune.jobs.tune.tune`.
         training: default: the settings the delta was tuned with.
         resume: "auto" goes on with a run that was interrupted; "must" is an error where none of the seeds was begun
             before, and names what differs; "never" throws checkpoints away and begins at step 0.
@@ -108,12 +110,13 @@ def recycle(
             methods += registry.parse(tuned_by, registry.TUNING, kind)
         plans.append(TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
-            outdated=moving, unlabelled=texts, keep=keep, tracking=followed,
+            outdated=moving, unlabelled=texts, keep=keep, keep_sample=keep_sample, tracking=followed,
             inherited=inherited_methods(entry.manifest, methods) if not fresh else (),
             name=name or f"{data.name}-{methods[0].name}-{new.name}",
             tags=dict(tags or {"arm": methods[0].name}),
             recipe=recipe_of("recycle", base=new, task=data, delta=entry.reference, method=method, tune=tuned_by,
                              training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
+                             keep_sample=None if keep_sample else False,
                              unlabelled=recorded_texts(unlabelled), **columns),
         ))  # fmt: skip
 
@@ -179,7 +182,7 @@ def known_columns(manifest: Manifest) -> dict[str, Any]:
 
 def _inherited(manifest: Manifest) -> dict[str, Any]:
     """The delta's own training settings, where they are settings of this version."""
-    known = TrainingSettings.model_fields
+    known = set(TrainingSettings.model_fields) - {"stop_at"}  # that was a goal of its own run
     return {key: value for key, value in manifest.training.items() if key in known and value is not None}
 
 

@@ -29,6 +29,7 @@ from anytune.jobs.failures import keep_failure
 from anytune.jobs.forecast import Prepared
 from anytune.jobs.resuming import Resume, RunIdentity, once
 from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
+from anytune.jobs.stored_sample import write_sample
 from anytune.jobs.task_features import keep_features
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent
 from anytune.methods import registry
@@ -111,6 +112,8 @@ class TuningPlan:
     teachers: Sequence[GivenPrompt] = ()
     #: "weights", or "scores" for controls of which only the numbers are wanted
     keep: str = "weights"
+    #: keep some held-out rows beside the weights, for upgrades of the base
+    keep_sample: bool = True
     name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -388,6 +391,7 @@ class _Outcome:
         self.model.cpu()
         delta = self.delta() if plan.keep == "weights" else None
         manifest = self.manifest(delta, scores)
+        keep_sample = plan.keep_sample and delta is not None
 
         def write(folder: Path) -> None:
             if isinstance(delta, AdapterDelta):
@@ -395,6 +399,8 @@ class _Outcome:
             elif delta is not None:
                 delta.save(folder)
             write_predictions(folder / PREDICTIONS_NAME, plan.task, "test", answers)
+            if keep_sample:
+                manifest.sample = write_sample(folder, plan.task)
             if (self.work / METRICS_NAME).exists():
                 shutil.copy(self.work / METRICS_NAME, folder / METRICS_NAME)
 
