@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anytune.data.tasks import Example, Task
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
-from anytune.engine.tracking import tracking
+from anytune.engine.tracking import Tracking, tracking
 from anytune.errors import DataError, DeltaError, StoreError
 from anytune.jobs.command import check_seeds, recipe_of
+from anytune.jobs.failures import are_kept
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_domain, open_store, open_task
 from anytune.jobs.outdated import Moving
@@ -86,6 +87,32 @@ def recycle(
     resume = check_resume(resume)
     followed = tracking(log_with, log_dir)
     place = open_store(store)
+    plans, encoded = recycling_plans(
+        delta, base, store=place, method=method, tune=tune, task=task, unlabelled=unlabelled, old_base=old_base,
+        training=training, seeds=seeds, train_size=train_size, per_class=per_class, keep=keep,
+        keep_sample=keep_sample, name=name, tags=tags, followed=followed, **columns,
+    )  # fmt: skip
+    if dry_run:
+        forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
+        return forecasts
+    return tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
+
+
+def recycling_plans(
+    delta: Entry | Source, base: Base | Entry | Source, *, store: Store,
+    method: str | Mapping[str, Any] = "initialize", tune: str | Sequence[Any] | Mapping[str, Any] | None = None,
+    task: Task | Source | None = None, unlabelled: Source | Sequence[str | tuple[str, str]] | None = None,
+    old_base: Base | Entry | Source | None = None, training: TrainingSettings | Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None, train_size: int | None = None, per_class: int | None = None,
+    keep: str = "weights", keep_sample: bool = True, name: str | None = None, tags: Mapping[str, str] | None = None,
+    followed: Tracking | None = None, **columns: Any,
+) -> tuple[list[TuningPlan], Callable[[Task], EncodedTask]]:  # fmt: skip
+    """The runs that :func:`recycle` would make, everything opened and checked; and what gives their task as token ids.
+
+    Raises:
+        AnytuneError: as ``recycle``.
+    """
+    place = store
     entry = open_delta(delta, place)
     old = base_of_delta(entry, place, old_base)
     new = open_base(base, place)
@@ -111,6 +138,7 @@ def recycle(
         plans.append(TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
             outdated=moving, unlabelled=texts, keep=keep, keep_sample=keep_sample, tracking=followed,
+            keeps_failure=are_kept(),
             inherited=inherited_methods(entry.manifest, methods) if not fresh else (),
             name=name or f"{data.name}-{methods[0].name}-{new.name}",
             tags=dict(tags or {"arm": methods[0].name}),
@@ -123,10 +151,7 @@ def recycle(
     def encoded(part: Task) -> EncodedTask:
         return EncodedTask.of(part, new, settings.max_length)
 
-    if dry_run:
-        forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
-        return forecasts
-    return tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
+    return plans, encoded
 
 
 def check_labels(manifest: Manifest, task: Task) -> None:
