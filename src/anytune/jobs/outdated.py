@@ -186,6 +186,22 @@ class OutdatedInRun:
         changed.install(model, tensors, base.identity)
         return model
 
+    @property
+    def adapter(self) -> AdapterDelta | None:
+        """The adapter on its own base; None for other weights."""
+        own = self.moving.own
+        return own if isinstance(own, AdapterDelta) and not is_soft_prompt(own.config) else None
+
+    def install_adapter(
+        self, model: nn.Module, change: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    ) -> nn.Module:
+        """Put the moved adapter with changed tensors onto a task model of the new base."""
+        delta = self.moving.delta
+        if not isinstance(delta, AdapterDelta):
+            raise DeltaError("these weights are no adapter", why="A full difference has no factors.")
+        changed = AdapterDelta(dict(delta.config), change(delta.tensors))
+        return install_delta(changed, model, self.new_base, trainable=True)
+
     def make_teacher(self) -> nn.Module:
         """The old base with the old weights, in eval mode and without gradients."""
         model = install_delta(self.moving.own, self._task_model(self.old_base), self.old_base, trainable=False)

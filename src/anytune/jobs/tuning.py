@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from anytune.data.batches import ExampleBatches
 from anytune.data.tasks import Task
@@ -42,6 +42,7 @@ from anytune.models.delta import FullDelta
 from anytune.models.dropout import set_dropout
 from anytune.models.probe import make_probe
 from anytune.models.soft_prompts import prompt_of
+from anytune.models.weights import write_tensors
 from anytune.store import Entry, Store
 
 if TYPE_CHECKING:
@@ -79,6 +80,14 @@ class GivenPrompt:
 
 
 @dataclass(frozen=True)
+class GivenProjection:
+    """A projection of outdated weights that another run has trained, with where it stands."""
+
+    entry: Entry
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Outdated:
     """Weights that a run starts from: a delta of the same base."""
 
@@ -110,6 +119,8 @@ class TuningPlan:
     #: stored soft prompts it is given: tuned on other tasks, and on this one
     sources: Sequence[GivenPrompt] = ()
     teachers: Sequence[GivenPrompt] = ()
+    #: a trained projection: the outdated weights go through it, and nothing is trained
+    projection: GivenProjection | None = None
     #: "weights", or "scores" for controls of which only the numbers are wanted
     keep: str = "weights"
     #: keep some held-out rows beside the weights, for upgrades of the base
@@ -130,7 +141,7 @@ class TuningPlan:
     @property
     def trains(self) -> bool:
         """Whether any step is made."""
-        return all(method.trains for method in self.methods)
+        return self.projection is None and all(method.trains for method in self.methods)
 
     def runtime(self) -> Runtime:
         """Where and in which precision the run computes."""
@@ -152,6 +163,9 @@ class TuningPlan:
             if prompts:
                 decides[key] = [one.decides for one in prompts]
                 names[key] = ", ".join(one.entry.name for one in prompts)
+        if self.projection is not None:
+            decides["projection"] = self.projection.entry.manifest.id
+            names["projection"] = self.projection.entry.name
         if self.unlabelled:
             decides["unlabelled"] = content_of(self.unlabelled)
         if self.extra is not None:
@@ -221,6 +235,7 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
             batches=batches,
             unlabelled=unlabelled,
             validate=lambda current: scored(validate, current, runtime),
+            projection=plan.projection.tensors if plan.projection else None,
             base=base,
             device=runtime.device,
             label_names=task.label_names,
@@ -392,6 +407,7 @@ class _Outcome:
         delta = self.delta() if plan.keep == "weights" else None
         manifest = self.manifest(delta, scores)
         keep_sample = plan.keep_sample and delta is not None
+        beside = {name: one for method in plan.methods for name, one in method.files().items()} if delta else {}
 
         def write(folder: Path) -> None:
             if isinstance(delta, AdapterDelta):
@@ -399,6 +415,8 @@ class _Outcome:
             elif delta is not None:
                 delta.save(folder)
             write_predictions(folder / PREDICTIONS_NAME, plan.task, "test", answers)
+            for name, tensors in beside.items():
+                write_tensors(folder / name, dict(tensors), {"format": "pt"})
             if keep_sample:
                 manifest.sample = write_sample(folder, plan.task)
             if (self.work / METRICS_NAME).exists():
@@ -438,7 +456,8 @@ class _Outcome:
         made.steps, made.best_step = result.steps, result.best_step
         made.seconds, made.examples = round(result.seconds, 3), result.examples
         made.probe = make_probe(self.model, plan.base.config.vocab_size, plan.seed) if delta else None
-        made.notes = [*made.notes, *truncation_notes(self.encoded, plan.settings.max_length)]
+        found = [note for method in plan.methods for note in method.notes()]
+        made.notes = [*made.notes, *found, *truncation_notes(self.encoded, plan.settings.max_length)]
         return made
 
 
@@ -449,7 +468,7 @@ def manifest_of(plan: TuningPlan, key: str, runtime: Runtime, *, form: Literal["
     for weights in (plan.outdated, plan.start):
         if weights is not None and weights.entry.manifest.id:
             parents.append(Parent(id=weights.entry.manifest.id, role="delta", name=weights.entry.manifest.name))
-    for given in (*plan.sources, *plan.teachers):
+    for given in (*plan.sources, *plan.teachers, *((plan.projection,) if plan.projection else ())):
         parents.append(Parent(id=given.entry.manifest.id, role="delta", name=given.entry.manifest.name))
     return Manifest(
         kind="delta",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # as in the protocol: methods can be listed without torch
     from anytune.data.batches import Encoded, ExampleBatches
     from anytune.data.tasks import Example
     from anytune.methods.protocol import Run
+    from anytune.models.adapters import AdapterDelta
 
 
 class OutdatedWeights(Protocol):
@@ -78,6 +79,19 @@ class OutdatedWeights(Protocol):
         Args:
             model: from ``new_base.task_model``; changed in place, never wrapped.
             difference: canonical name -> what is added; absent names stay as the new base has them.
+        """
+
+    @property
+    def adapter(self) -> AdapterDelta | None:
+        """The adapter on its own base, by PEFT's names; None where the weights are none, or are a prompt."""
+
+    def install_adapter(
+        self, model: nn.Module, change: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    ) -> nn.Module:
+        """Put the moved adapter onto a task model of the new base, its tensors (by PEFT's names) changed.
+
+        Raises:
+            DeltaError: with ``refusal``; or the weights are no adapter.
         """
 
     def make_teacher(self) -> nn.Module:

@@ -92,6 +92,8 @@ class Run:
     unlabelled: Any = None
     #: the main validation metric of a model, higher is better (the sign turned for errors)
     validate: Callable[[nn.Module], float] | None = None
+    #: recycle methods: a projection of outdated weights that was trained on another task; the run then trains nothing
+    projection: Mapping[str, Tensor] | None = None
     #: the base that is trained: its tokenizer, its pre-training head
     base: Base | None = None
     #: where training will compute; ``prepare`` gets the model before it is moved there
@@ -229,6 +231,14 @@ class Method:
     def finish(self, model: nn.Module, run: Run) -> nn.Module:
         """Take off what ``prepare`` put on; returns the model to evaluate and save."""
         return model
+
+    def notes(self) -> Sequence[str]:
+        """What the method found out, a sentence each, for the manifest. Called after ``finish``, on process 0."""
+        return ()
+
+    def files(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """What is kept beside the stored weights: file name -> tensors. Called after ``finish``, on process 0."""
+        return {}
 
     def carry_state(self) -> dict[str, Any]:
         """What the next stage of a stream needs beside the weights (a Fisher matrix, a buffer): tensors and JSON.
