@@ -20,7 +20,7 @@ from anytune.jobs.recycle import check_labels, known_columns
 from anytune.jobs.scoring import EncodedTask, Scorer
 from anytune.jobs.tune import Source
 from anytune.jobs.tuning import install_delta, load_delta
-from anytune.manifests import MANIFEST_NAME, Manifest, staged_folder
+from anytune.manifests import MANIFEST_NAME, SAMPLE_NAME, Manifest, staged_folder
 from anytune.models.adapters import merge as merge_adapter
 from anytune.models.base import Base, save_base
 from anytune.models.delta_file import read_delta
@@ -244,12 +244,16 @@ def export(
     *,
     store: Store | Source | None = None,
     base: Base | Entry | Source | None = None,
+    sample: bool = False,
 ) -> Path:
     """Write a delta for other tools: an adapter as a plain PEFT folder, a full difference as a merged model.
 
     Bottleneck adapters, which nothing else reads, are written as they are stored.
 
     The manifest goes along, and every file that it lists, so that the folder can be imported again.
+
+    Args:
+        sample: also write the delta's held-out rows (texts and labels of its task), which stay behind otherwise.
     """
     place = store_for(delta, store)
     entry = open_delta(delta, place)
@@ -260,7 +264,8 @@ def export(
         load_delta(entry)  # raises: there are no weights
     final = free_place(out)
     with staged_folder(final) as folder:
-        for name in dict.fromkeys((*entry.manifest.files, "README.md", MANIFEST_NAME)):
+        rows = (SAMPLE_NAME,) if sample else ()
+        for name in dict.fromkeys((*entry.manifest.files, "README.md", *rows, MANIFEST_NAME)):
             held = entry.folder / stored_as(entry, name)
             if held.is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
