@@ -66,7 +66,17 @@ def _bottleneck_or_head(name: str, head_names: set[str]) -> bool:
 
 
 EXERCISES: dict[str, Exercise] = {
-    "tune/bottleneck": Exercise(settings={"width": 4, "std": 0.1}, trains=_bottleneck_or_head),
+    # a random body tells little: whole-batch gradients at a high rate
+    "tune/bottleneck": Exercise(
+        settings={"width": 8, "std": 0.1},
+        training={"learning_rate": 2e-2, "batch_size": 42},
+        trains=_bottleneck_or_head,
+    ),
+    # the old model was tuned for a few steps on a random body: what it says is worth little
+    "recycle/distill": Exercise(settings={"alpha": 0.1, "temperature": 1.0, "beta": 0.1}),
+    "recycle/combined": Exercise(
+        settings={"alpha": 0.1, "temperature": 1.0, "beta": 0.1}, plain="recycle/initialize"
+    ),
     "transfer/prompt_tuning": Exercise(settings={"length": 4}, trains=_prompt_or_head),
     "transfer/prompt_transfer": Exercise(trains=_prompt_or_head),
     # by half a cosine: a run that goes on must know how far it was
@@ -115,6 +125,7 @@ EXERCISES: dict[str, Exercise] = {
 #: further settings under which a method does something else, run where the place it runs in may matter
 OTHER_WAYS: dict[str, list[dict[str, Any]]] = {
     "tune/child_tuning": [{"variant": "D", "keep": 0.3}],
+    "recycle/distill": [{"preset": "paper_code"}, {"label_free": True, "alpha": 1.0, "store": "fp16"}],
     "transfer/prompt_tuning": [{"length": 3, "kind": "input"}, {"length": 3, "projection": 5}],
     "transfer/panda": [
         {"length": 3, "loss": "kl", "schedule": "linear", "shuffle_teacher": True},

@@ -133,15 +133,17 @@ def recycling_plans(
     plans = []
     for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):
         methods = registry.parse(method, "recycle", kind)
-        if methods[0].trains:
-            methods += registry.parse(tuned_by, registry.TUNING, kind)
+        if all(one.trains for one in methods):
+            beside = registry.parse(tuned_by, registry.TUNING, kind)
+            # what learns from the old model sees the model as it will be trained; moved weights come first
+            methods = [*beside, *methods] if fresh else [*methods, *beside]
         plans.append(TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
             outdated=moving, unlabelled=texts, keep=keep, keep_sample=keep_sample, tracking=followed,
             keeps_failure=are_kept(),
             inherited=inherited_methods(entry.manifest, methods) if not fresh else (),
-            name=name or f"{data.name}-{methods[0].name}-{new.name}",
-            tags=dict(tags or {"arm": methods[0].name}),
+            name=name or f"{data.name}-{recycle_methods[0].name}-{new.name}",
+            tags=dict(tags or {"arm": recycle_methods[0].name}),
             recipe=recipe_of("recycle", base=new, task=data, delta=entry.reference, method=method, tune=tuned_by,
                              training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
                              keep_sample=None if keep_sample else False,
