@@ -92,7 +92,7 @@ def predict(
     entry = open_delta(delta, place)
     manifest = entry.manifest
     kind = manifest.task.kind if manifest.task else "classification"
-    rows = _examples(texts, kind)
+    rows = text_examples(texts, kind)
     check_pairs(manifest, rows)
     belongs = base_of_delta(entry, place, base)
     model, tokenizer = load(entry, store=place, base=belongs)
@@ -128,7 +128,7 @@ def predict(
     return answers
 
 
-def _examples(texts: Iterable[str | tuple[str, str] | Sequence[str]], kind: str) -> list[Example]:
+def text_examples(texts: Iterable[str | tuple[str, str] | Sequence[str]], kind: str) -> list[Example]:
     """Texts as examples without labels, checked."""
     rows = []
     for number, text in enumerate(texts):
