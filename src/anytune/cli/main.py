@@ -14,6 +14,7 @@ from anytune.cli import (
     anytime,
     compare,
     demo,
+    diagnose,
     doctor,
     evaluate,
     export,
@@ -25,6 +26,7 @@ from anytune.cli import (
     pull,
     push,
     recycle,
+    recycle_tables,
     report,
     run,
     samples,
@@ -53,6 +55,8 @@ def build(rich_help: bool = False) -> typer.Typer:
     app.command("pretrain")(pretrain.pretrain)
     app.command("tune")(tune.tune)
     app.command("recycle")(recycle.recycle)
+    app.command("recycle-tables")(recycle_tables.recycle_tables)
+    app.command("diagnose")(diagnose.diagnose)
     app.command("compare")(compare.compare)
     app.command("anytime")(anytime.anytime)
     app.add_typer(transfer.build(**options), name="transfer")

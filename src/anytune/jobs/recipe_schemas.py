@@ -233,6 +233,30 @@ class TransferRecipe(JobRecipe):
     fan_out: str = "processes"
 
 
+class RecycleGridRecipe(JobRecipe):
+    """``job: recycle-grid``; see :func:`anytune.jobs.recycle_grid.recycle_grid`."""
+
+    home = ("anytune.jobs.recycle_grid", "recycle_grid")
+    job: Literal["recycle-grid"] = "recycle-grid"
+    base: str
+    upgrades: list[dict[str, Any]]
+    tasks: Sources
+    forms: dict[str, Any]
+    arms: dict[str, Any]
+    out: str
+    control: str = "fresh"
+    store: str | None = None
+    old: list[int | Literal["full"]] | None = None
+    new: list[int | Literal["full"]] | None = None
+    seeds: Seeds | None = None
+    training: dict[str, Any] | None = None
+    pretraining: dict[str, Any] | None = None
+    upgrade_seed: int = 0
+    connect: dict[str, Any] | None = None
+    workers: int | None = None
+    fan_out: str = "processes"
+
+
 class ReportRecipe(JobRecipe):
     """``job: report``; see :func:`anytune.jobs.report.report`."""
 
@@ -253,5 +277,6 @@ JOBS: dict[str, type[JobRecipe]] = {
     "compare": CompareRecipe,
     "anytime": AnytimeRecipe,
     "transfer": TransferRecipe,
+    "recycle-grid": RecycleGridRecipe,
     "report": ReportRecipe,
 }
