@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from anytune.engine.hf_trainer import hf_trainer as hf_trainer
     from anytune.jobs.anytime import anytime_matrix as anytime_matrix
     from anytune.jobs.arms import compare_arms as compare_arms
+    from anytune.jobs.diagnose import diagnose as diagnose
     from anytune.jobs.hub import pull as pull
     from anytune.jobs.hub import push as push
     from anytune.jobs.lm_eval import lm_eval as lm_eval
@@ -59,6 +60,7 @@ _HOMES = {
     "transfer_run": "anytune.jobs.transfer_run",
     "transfer_grid": "anytune.jobs.transfer_grid",
     "recycle": "anytune.jobs.recycle",
+    "diagnose": "anytune.jobs.diagnose",
     "load": "anytune.jobs.load",
     "predict": "anytune.jobs.load",
     "score": "anytune.jobs.load",

@@ -1,8 +1,8 @@
 """Look before you recycle: how far an upgrade moved a base, and what that does to what was tuned on it.
 
 ``anytune diagnose OLD NEW`` compares two versions of a base; with deltas it says what each would do on the new one as
-it is; with texts it looks at answers, attention and the line between the models; with labels at scores as well. Nothing
-is trained and nothing is stored.
+it is; with texts it looks at answers, attention and the line between the models; with labels at scores as well.
+Nothing is trained and nothing is stored.
 """
 
 from __future__ import annotations

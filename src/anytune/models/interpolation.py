@@ -67,7 +67,7 @@ def barrier(losses: Sequence[float]) -> float:
     if len(losses) < 2:
         raise DeltaError(f"a path of {len(losses)} losses", why="It needs both ends.")
     first, last = losses[0], losses[-1]
-    rises = [loss - ((1.0 - x) * first + x * last) for x, loss in zip(grid(len(losses)), losses, strict=True)]
+    rises = [loss - (first + x * (last - first)) for x, loss in zip(grid(len(losses)), losses, strict=True)]
     return max(0.0, *rises[1:-1]) if len(losses) > 2 else 0.0
 
 
