@@ -36,6 +36,8 @@ class _Fitted:
     tensors: Mapping[str, Tensor]
     #: values of those that the base does not hold, to put back
     own: Mapping[str, Tensor]
+    #: state-dict names of the head
+    head_names: Sequence[str]
 
 
 class Resident:
@@ -82,6 +84,10 @@ class Resident:
             if self._held % COLLECTED_EVERY == 0:  # wrappers refer to each other in circles, and would pile up
                 gc.collect()
 
+    def head_names(self, kind: Any, label_names: Sequence[str]) -> Sequence[str]:
+        """What the base does not hold of such a task model."""
+        return self._of(kind, label_names).head_names
+
     def _restore(self, fitted: _Fitted, names: Sequence[str]) -> None:
         """Write back what was written over."""
         with torch.no_grad():
@@ -99,7 +105,7 @@ class Resident:
         return self._fitted[key]
 
     def _fit(self, kind: Any, label_names: Sequence[str]) -> _Fitted:
-        model, _ = self.base.task_model(kind, label_names, seed=0)
+        model, head_names = self.base.task_model(kind, label_names, seed=0)
         model = model.to(self.runtime.device).eval().requires_grad_(False)
         canonical, instead = self.base.anatomy.canonical, dict[int, nn.Parameter]()
         for name, weight in model.named_parameters():
@@ -113,7 +119,7 @@ class Resident:
                     module._parameters[leaf] = instead[id(parameter)]
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         own = {name: tensor.clone() for name, tensor in tensors.items() if canonical(name) not in self.tensors}
-        return _Fitted(model, tensors, own)
+        return _Fitted(model, tensors, own, tuple(head_names))
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
