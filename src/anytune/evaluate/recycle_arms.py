@@ -225,10 +225,12 @@ def reaching(found: Sequence[Section], arm: str) -> Reach:
             whole = float(np.mean([line["steps"] for line in beside.values()]))
             time = float(np.mean([line["seconds"] for line in beside.values()]))
             for line in section.runs[arm].get(column, {}).values():
+                if line["kind"] == "outdated":  # its curve is of another base
+                    continue
                 curve = curve_of(line)
                 if curve is None:
                     there = points(line, "validation")
-                    if line["kind"] != "recycle" or there is None:
+                    if there is None:
                         continue
                     steps.append(0.0 if there >= target else None)
                     seconds.append(0.0 if there >= target else None)

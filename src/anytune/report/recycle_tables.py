@@ -205,21 +205,30 @@ def _against_distance(made: Sequence[Section], upgrades: Sequence[Line], paths: 
             here = [one for one in paths if (one["upgrade"], one["form"], one["old"], one["new"])
                     == (line["upgrade"], *section.case) and one["arm"] == section.control]  # fmt: skip
             direct = next((arm for arm in _compared_with(section)[2:]), None)
-            nothing, landed, fresh = (
-                section.mean(arm, line["upgrade"]) if arm else None for arm in (NOTHING, direct, section.control)
+            nothing, landed, fresh, floor = (
+                section.mean(arm, line["upgrade"]) if arm else None
+                for arm in (NOTHING, direct, section.control, NO_DELTA)
             )
             rows.append([
                 line["upgrade"], _relative(line["distance"]), str(section.case),
                 "" if nothing is None or landed is None else f"{landed - nothing:+.2f}",
+                _kept(nothing, landed, floor),
                 "" if fresh is None or landed is None else f"{landed - fresh:+.2f}",
                 _mean([fall_of(one) for one in here]),
                 _mean([one["path"]["barrier"] if one["path"] else None for one in here]),
                 _mean([one["similarity"]["mean_js"] if one["similarity"] else None for one in here]),
                 _mean([one["similarity"]["mean_null_js"] if one["similarity"] else None for one in here]),
             ])  # fmt: skip
-    head = ["upgrade", "relative distance", "case", "direct less old", "direct less fresh", "fall on the line",
-            "barrier (loss)", "heads alike (JS)", "shuffled heads"]  # fmt: skip
+    head = ["upgrade", "relative distance", "case", "direct less old", "kept", "direct less fresh",
+            "fall on the line", "barrier (loss)", "heads alike (JS)", "shuffled heads"]  # fmt: skip
     return markdown_table(head, rows)
+
+
+def _kept(nothing: float | None, landed: float | None, floor: float | None) -> str:
+    """Of what the old weights have above always one answer on their own base, the share that is left on the new."""
+    if nothing is None or landed is None or floor is None or nothing <= floor:
+        return ""
+    return f"{100 * (landed - floor) / (nothing - floor):.0f} %"
 
 
 def _paths(paths: Sequence[Line]) -> str:
