@@ -16,7 +16,7 @@ def drawn(seed: int, *shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("rows,columns", [(1, 1), (4, 4), (6, 6), (3, 6), (6, 3), (2, 5)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 4), (6, 6), (3, 6), (6, 3), (2, 5)])
 def test_no_other_assignment_has_a_larger_sum(seed, rows, columns):
     scores = drawn(seed, rows, columns)
     # integers make ties, which a wrong treatment of prices stumbles over

@@ -32,8 +32,10 @@ FOUR_HEADS = {
 def model_of(kind: str, seed: int = 0):
     """A backbone with four heads, two of keys where heads share them."""
     own = {
-        "gpt2": ("n_head",), "distilbert": ("n_heads",), "t5": ("num_heads", "d_kv"), "t5-gated": ("num_heads", "d_kv"),
-        "llama": ("num_attention_heads", "num_key_value_heads"), "qwen2": ("num_attention_heads", "num_key_value_heads"),
+        "gpt2": ("n_head",), "distilbert": ("n_heads",), "t5": ("num_heads", "d_kv"),
+        "t5-gated": ("num_heads", "d_kv"),
+        "llama": ("num_attention_heads", "num_key_value_heads"),
+        "qwen2": ("num_attention_heads", "num_key_value_heads"),
         "qwen3": ("num_attention_heads", "num_key_value_heads", "head_dim"),
     }.get(kind, ("num_attention_heads",))  # fmt: skip
     model = make_model(kind, 60, seed, "backbone", **{name: FOUR_HEADS[name] for name in own}).double()
@@ -130,8 +132,12 @@ def test_the_same_base_keeps_its_order(kind):
     found = match(tensors, tensors, units, **settings(anatomy))
     assert moved_share(found) == 0
     assert moved_share(shuffled(units, anatomy)) > 0.5
-    near = {name: tensor + 0.001 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(2), dtype=tensor.dtype)
-            if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    near = {
+        name: tensor + 0.001 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }  # fmt: skip
     assert moved_share(match(tensors, near, units, **settings(anatomy))) == 0
 
 

@@ -36,6 +36,14 @@ def recycle(
             rich_help_panel=options.DATA,
         ),
     ] = None,
+    projection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DELTA",
+            help="A delta with a projection trained on another task: these weights go through it, without training.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
     old_base: Annotated[str | None, typer.Option(help="The delta's own base, if it is not found by itself.")] = None,
     seeds: options.Seeds = None,
     store: options.Store = None,
@@ -93,9 +101,9 @@ def recycle(
 
     entries: list[Any] = job(
         delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, unlabelled=unlabelled,
-        old_base=old_base, training=settings, seeds=chosen_seeds, train_size=train_size, per_class=per_class,
-        keep=keep, keep_sample=keep_sample, name=name, tags=labels, resume=going_on, log_with=log_with, log_dir=log_dir,
-        dry_run=dry_run, reporter=reporter(quiet), **columns,
+        projection=projection, old_base=old_base, training=settings, seeds=chosen_seeds, train_size=train_size,
+        per_class=per_class, keep=keep, keep_sample=keep_sample, name=name, tags=labels, resume=going_on,
+        log_with=log_with, log_dir=log_dir, dry_run=dry_run, reporter=reporter(quiet), **columns,
     )  # fmt: skip
     if dry_run:
         forecasts.print_forecasts(entries, json=json)

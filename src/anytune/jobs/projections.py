@@ -46,8 +46,6 @@ def given_projection(
             fix="--method projection",
         )
     entry = open_delta(reference, store)
-    if entry.manifest.base.backbone != base.identity.backbone:
-        raise wrong_base(entry.manifest, base.identity, entry.reference)
     path = entry.folder / FILE
     if not path.is_file():
         raise DeltaError(
@@ -55,6 +53,8 @@ def given_projection(
             why="It is kept beside a delta that 'projection' was trained for.",
             fix="anytune recycle DELTA --base NEW_BASE --method projection",
         )
+    if entry.manifest.base.backbone != base.identity.backbone:
+        raise wrong_base(entry.manifest, base.identity, entry.reference)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as problem:

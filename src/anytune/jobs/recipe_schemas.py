@@ -134,6 +134,7 @@ class RecycleRecipe(TaskColumns):
     tune: Method | None = None
     task: Source | None = None
     unlabelled: Source | list[str] | None = None
+    projection: str | None = None
     old_base: str | None = None
     training: dict[str, Any] | None = None
     resume: Resume = "auto"

@@ -16,6 +16,7 @@ from anytune.jobs.failures import are_kept
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_domain, open_store, open_task
 from anytune.jobs.outdated import Moving
+from anytune.jobs.projections import given_projection
 from anytune.jobs.resuming import Resume, check_resume
 from anytune.jobs.run_all import forecast_all, tune_all
 from anytune.jobs.scoring import EncodedTask
@@ -40,6 +41,7 @@ def recycle(
     tune: str | Sequence[Any] | Mapping[str, Any] | None = None,
     task: Task | Source | None = None,
     unlabelled: Source | Sequence[str | tuple[str, str]] | None = None,
+    projection: Entry | Source | None = None,
     old_base: Base | Entry | Source | None = None,
     training: TrainingSettings | Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
@@ -67,6 +69,8 @@ def recycle(
         task: the task's data; default: the task the delta's manifest refers to, if it is a sample or datasets id.
         unlabelled: texts without labels, for methods that read them: a domain (a file, "sample:NAME"), or the texts
             themselves (pairs of texts where the task's rows are pairs).
+        projection: for the method "projection": a delta of the new base that it was trained for on another task; the
+            outdated weights go through its map, and nothing is trained.
         old_base: the base the delta belongs to, if it is not found by itself.
         seeds: default: the delta's own seed.
         keep_sample: keep some validation rows beside the weights; see :func:`anytune.jobs.tune.tune`.
@@ -88,8 +92,8 @@ def recycle(
     followed = tracking(log_with, log_dir)
     place = open_store(store)
     plans, encoded = recycling_plans(
-        delta, base, store=place, method=method, tune=tune, task=task, unlabelled=unlabelled, old_base=old_base,
-        training=training, seeds=seeds, train_size=train_size, per_class=per_class, keep=keep,
+        delta, base, store=place, method=method, tune=tune, task=task, unlabelled=unlabelled, projection=projection,
+        old_base=old_base, training=training, seeds=seeds, train_size=train_size, per_class=per_class, keep=keep,
         keep_sample=keep_sample, name=name, tags=tags, followed=followed, **columns,
     )  # fmt: skip
     if dry_run:
@@ -102,7 +106,8 @@ def recycling_plans(
     delta: Entry | Source, base: Base | Entry | Source, *, store: Store,
     method: str | Mapping[str, Any] = "initialize", tune: str | Sequence[Any] | Mapping[str, Any] | None = None,
     task: Task | Source | None = None, unlabelled: Source | Sequence[str | tuple[str, str]] | None = None,
-    old_base: Base | Entry | Source | None = None, training: TrainingSettings | Mapping[str, Any] | None = None,
+    projection: Entry | Source | None = None, old_base: Base | Entry | Source | None = None,
+    training: TrainingSettings | Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None, train_size: int | None = None, per_class: int | None = None,
     keep: str = "weights", keep_sample: bool = True, name: str | None = None, tags: Mapping[str, str] | None = None,
     followed: Tracking | None = None, **columns: Any,
@@ -125,6 +130,7 @@ def recycling_plans(
     if any(one.begins == "moved" for one in recycle_methods):
         moving.delta  # noqa: B018 - refused before anything is computed
     texts = texts_without_labels(unlabelled, data, recycle_methods)
+    projected = given_projection(projection, recycle_methods, new, place)
     given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
     settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new, asked=given)
     fresh = all(one.begins == "fresh" for one in recycle_methods)
@@ -133,21 +139,22 @@ def recycling_plans(
     plans = []
     for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):
         methods = registry.parse(method, "recycle", kind)
-        if all(one.trains for one in methods):
+        if projected is None and all(one.trains for one in methods):
             beside = registry.parse(tuned_by, registry.TUNING, kind)
             # what learns from the old model sees the model as it will be trained; moved weights come first
             methods = [*beside, *methods] if fresh else [*methods, *beside]
         plans.append(TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
-            outdated=moving, unlabelled=texts, keep=keep, keep_sample=keep_sample, tracking=followed,
-            keeps_failure=are_kept(),
+            outdated=moving, unlabelled=texts, projection=projected, keep=keep, keep_sample=keep_sample,
+            tracking=followed, keeps_failure=are_kept(),
             inherited=inherited_methods(entry.manifest, methods) if not fresh else (),
             name=name or f"{data.name}-{recycle_methods[0].name}-{new.name}",
             tags=dict(tags or {"arm": recycle_methods[0].name}),
             recipe=recipe_of("recycle", base=new, task=data, delta=entry.reference, method=method, tune=tuned_by,
                              training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
                              keep_sample=None if keep_sample else False,
-                             unlabelled=recorded_texts(unlabelled), **columns),
+                             unlabelled=recorded_texts(unlabelled),
+                             projection=projected.entry.reference if projected else None, **columns),
         ))  # fmt: skip
 
     def encoded(part: Task) -> EncodedTask:

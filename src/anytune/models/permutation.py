@@ -377,7 +377,7 @@ def permute_adapter(
                 side = reads if member.role in _READS else out
                 side.setdefault(member.module, []).append((member, orders[one.key][member.role]))
     made = dict(tensors)
-    for name, tensor in tensors.items():
+    for name in tensors:
         module, _, factor = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         if factor not in ("lora_A", "lora_B"):
             if "lora_" in name:

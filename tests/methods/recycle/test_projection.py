@@ -14,6 +14,7 @@ from tests.conftest import tiny_rows, write_rows
 from tests.contract.bench import equal, state
 from tests.methods.recycle.outdated import SETTINGS, Case, store_of, tuned
 
+MAP = {"name": "projection", "rank": 2}
 LORA = {"name": "lora", "r": 2, "targets": ["query"]}
 SHORT = {**SETTINGS, "steps": 6, "evaluate_every": 3, "learning_rate": 5e-3}
 
@@ -71,28 +72,31 @@ def shelf(moving_bases, tiny_task, tmp_path_factory):
         moving_bases[0], other_task, store=folder / "store", method=LORA, name="second",
         training={**SETTINGS, "learning_rate": 1e-2},
     )  # fmt: skip
-    method = {"name": "projection", "rank": 2}
     [trained] = anytune.recycle(
-        first,
-        moving_bases[1],
-        store=folder / "store",
-        method=method,
-        task=tiny_task,
-        training={**SHORT, "keep": "best"},
+        first, moving_bases[1], store=folder / "store", method=MAP, task=tiny_task, training=SHORT
     )
     return trained, second, other_task
 
 
-def test_the_trained_map_lies_beside_the_delta_and_gives_its_very_weights(shelf, moving_bases, tiny_task):
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_the_trained_map_lies_beside_the_delta_and_gives_its_very_weights(shelf, moving_bases, tiny_task, keep):
     trained, _, _ = shelf
+    store = store_of(trained)
+    first = store.get("old")
+    if keep == "best":  # of a rate that overshoots, an early step is kept, and the map of that step
+        training = {**SHORT, "learning_rate": 0.5, "evaluate_every": 1, "keep": "best"}
+        [trained] = anytune.recycle(
+            first, moving_bases[1], store=store, method=MAP, task=tiny_task, training=training, name="best"
+        )
+        assert trained.manifest.best_step < 6
     parts = load_file(trained.folder / FILE)
     assert FILE in trained.manifest.files
-    assert parts["projection_out"].any()
-    assert parts["projection_bias"].any()
-    first = store_of(trained).get("old")
+    if keep == "last":
+        assert parts["projection_out"].any()
+        assert parts["projection_bias"].any()
     case = Case(first, *moving_bases, tiny_task)
     again = registry.create("recycle/projection").prepare(case.model()[0], case.run(projection=parts))
-    model, _ = anytune.load(trained, store=store_of(trained))
+    model, _ = anytune.load(trained, store=store)
     wanted = {name: tensor for name, tensor in state(model).items() if "lora_" in name or "modules_to_save" in name}
     found = state(again)
     assert wanted

@@ -77,7 +77,7 @@ def test_a_soft_prompt_is_refused_with_what_to_do(full_case):
     class Prompt:
         kind = "prompt"
 
+    run = full_case.run(outdated=Prompt(), install_outdated=len)
     with pytest.raises(MethodError, match="soft prompt cannot be scaled") as caught:
-        registry.create("recycle/scaled").prepare(torch.nn.Linear(1, 1), full_case.run(outdated=Prompt(),
-                                                                                       install_outdated=len))  # fmt: skip
+        registry.create("recycle/scaled").prepare(torch.nn.Linear(1, 1), run)
     assert caught.value.fix == "--method direct"

@@ -6,8 +6,8 @@ beside the result, and ``recycle(projection=...)`` sends another task's outdated
 data.
 
 Formula: vec(new) = [vec(old)] + vec(old) W1 W2 + b, vec the tuned weights in order, P numbers; W1 [P, rank],
-W2 [rank, P], b [P]; the bracket only with ``residual``. Trained are W1, W2 and b, by L = (1 - alpha) * CE + alpha * T^2
-* KL(softmax(z_old / T) || softmax(z_new / T)).
+W2 [rank, P], b [P]; the bracket only with ``residual``. Trained are W1, W2 and b, by L = (1 - alpha) * CE + alpha *
+T^2 * KL(softmax(z_old / T) || softmax(z_new / T)).
 
 Paper: Qin, Qian et al. 2023 (Recyclable Tuning), the training-free cross-task projection of its discussion.
 Costs: 2 rank P + P numbers are trained, with AdamW's two moments for each, whatever P adapters alone would cost: for a

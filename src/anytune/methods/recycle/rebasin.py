@@ -54,8 +54,9 @@ def best_orders(old: Base, new: Base, levels: Collection[str]) -> tuple[list[Sym
     units = symmetries({name: before.shape(name) for name in before}, anatomy, new.config)
     units = [one for one in units if one.kind == "heads" or "neurons" in levels]
     rotary = anatomy.position_table is None and not anatomy.encoder_decoder
+    attention = not {"heads", "inside"}.isdisjoint(levels)
     orders = match(
-        before, after, units, heads=not {"heads", "inside"}.isdisjoint(levels), inside="inside" in levels, rotary=rotary,
+        before, after, units, heads=attention, inside="inside" in levels, rotary=rotary,
         fixed_heads=anatomy.encoder_decoder or "heads" not in levels,
     )  # fmt: skip
     return units, orders
