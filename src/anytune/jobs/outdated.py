@@ -19,10 +19,11 @@ from anytune.data.tasks import Example, Task
 from anytune.engine.runtime import Runtime, derive_seed
 from anytune.engine.settings import TrainingSettings
 from anytune.errors import AnytuneError, DataError, DeltaError, MethodError
-from anytune.jobs.moving import moved, own_delta
+from anytune.jobs.moving import moved, moving_notes, own_delta
 from anytune.jobs.tuning import AnyDelta, install_delta
 from anytune.models.adapters import AdapterDelta, merge
 from anytune.models.base import Base
+from anytune.models.bottleneck import put_bottlenecks
 from anytune.models.delta import FullDelta
 from anytune.models.difference import subtract
 from anytune.models.soft_prompt_config import is_soft_prompt
@@ -41,11 +42,13 @@ class Moving:
         entry: the delta in the store.
         old: the base it belongs to.
         new: the base it moves to.
+        order: which row of its head each label of the task takes, where the labels changed.
     """
 
     entry: Entry
     old: Base
     new: Base
+    order: Sequence[int] | None = None
 
     @cached_property
     def own(self) -> AnyDelta:
@@ -54,7 +57,7 @@ class Moving:
         Raises:
             DeltaError: they are damaged, or only scores were kept.
         """
-        return own_delta(self.entry, self.old)
+        return own_delta(self.entry, self.old, self.order)
 
     @cached_property
     def _landed(self) -> tuple[AnyDelta | None, AnytuneError | None]:
@@ -74,7 +77,7 @@ class Moving:
         delta, problem = self._landed
         if delta is None:
             assert problem is not None
-            raise type(problem)(problem.what, why=problem.why, fix=OTHER_WAYS)
+            raise type(problem)(problem.what, why=problem.why, fix=problem.fix or OTHER_WAYS)
         return delta
 
     @property
@@ -82,6 +85,11 @@ class Moving:
         """Why they cannot land there, or None."""
         problem = self._landed[1]
         return None if problem is None else problem.what
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a manifest should say about how words and labels differ."""
+        return tuple(moving_notes(self.old, self.new, self.order))
 
     def install(self, model: nn.Module, scale: float = 1.0) -> nn.Module:
         """See ``OutdatedWeights.install``."""
@@ -129,6 +137,11 @@ class OutdatedInRun:
         return self.moving.refusal
 
     @property
+    def examples(self) -> Sequence[Example]:
+        """The task's training rows as texts."""
+        return self.task.train
+
+    @property
     def autocast(self) -> Callable[[], Any] | None:
         """The context of the run's precision."""
         return self.runtime.autocast()
@@ -139,6 +152,8 @@ class OutdatedInRun:
         own = self.moving.own
         if isinstance(own, AdapterDelta):
             return "prompt" if is_soft_prompt(own.config) else str(own.config["peft_type"]).lower()
+        if own.bottleneck is not None:
+            return "bottleneck"
         held = sum(tensor.numel() for tensor in own.difference.values())
         changed = sum(int(tensor.count_nonzero()) for tensor in own.difference.values())
         return "sparse" if held and changed <= SPARSE * held else "full"
@@ -166,9 +181,13 @@ class OutdatedInRun:
 
     def install_difference(self, model: nn.Module, difference: Mapping[str, Tensor]) -> nn.Module:
         """Add a changed difference to a task model of the new base."""
-        base, delta, head = self.new_base, self.moving.delta, self.head
+        base, delta = self.new_base, self.moving.delta
         tensors = base.tensors(pretraining_head=True)
-        bare = FullDelta.extract(tensors, model.state_dict(), list(head), base.anatomy, base.identity)
+        head = delta.head if isinstance(delta, FullDelta) else delta.head(tensors, base.anatomy)
+        inserted = delta.bottleneck if isinstance(delta, FullDelta) else None
+        if inserted is not None:
+            put_bottlenecks(model, inserted)
+        bare = FullDelta.extract(tensors, model.state_dict(), list(head), base.anatomy, base.identity, inserted)
         unknown = [name for name in difference if name not in bare.body]
         if unknown:
             raise DeltaError(

@@ -27,6 +27,7 @@ from anytune.methods import registry
 from anytune.methods.protocol import Method
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
+from anytune.models.relabel import few, label_order
 from anytune.models.soft_prompt_config import config_from_peft, is_soft_prompt
 from anytune.store import Entry, Store
 
@@ -124,8 +125,8 @@ def recycling_plans(
     data = _task_of(entry.manifest, task, columns)
     if train_size is not None or per_class is not None:
         data = data.subset(train_size=train_size, per_class=per_class, seed=0)
-    check_labels(entry.manifest, data)
-    moving = Moving(entry, old, new)
+    check_kind(entry.manifest, data)
+    moving = Moving(entry, old, new, label_order(entry.manifest.label_names, data.label_names, data.name))
     recycle_methods = registry.parse(method, "recycle", new.anatomy.model_type)
     if any(one.begins == "moved" for one in recycle_methods):
         moving.delta  # noqa: B018 - refused before anything is computed
@@ -146,7 +147,7 @@ def recycling_plans(
         plans.append(TuningPlan(
             job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
             outdated=moving, unlabelled=texts, projection=projected, keep=keep, keep_sample=keep_sample,
-            tracking=followed, keeps_failure=are_kept(),
+            tracking=followed, keeps_failure=are_kept(), notes=moving.notes,
             inherited=inherited_methods(entry.manifest, methods) if not fresh else (),
             name=name or f"{data.name}-{recycle_methods[0].name}-{new.name}",
             tags=dict(tags or {"arm": recycle_methods[0].name}),
@@ -169,18 +170,27 @@ def check_labels(manifest: Manifest, task: Task) -> None:
     Raises:
         DataError: they differ; the head's outputs would mean other things.
     """
+    check_kind(manifest, task)
+    if task.label_names and list(task.label_names) != manifest.label_names:
+        raise DataError(
+            f"labels differ: the delta has {few(manifest.label_names)}; "
+            f"task '{task.name}' has {few(task.label_names)}",
+            why="Output i of the delta's head would be read as another label.",
+            fix="--task with the same labels; a fixed order can be given with --label-names",
+        )
+
+
+def check_kind(manifest: Manifest, task: Task) -> None:
+    """The task must be of the delta's kind.
+
+    Raises:
+        DataError: it is not.
+    """
     if manifest.task is not None and manifest.task.kind != task.kind:
         raise DataError(
             f"'{manifest.name}' is a {manifest.task.kind} delta and task '{task.name}' is {task.kind}",
             why="A head of one kind gives nothing for the other.",
             fix="--task the task the delta was tuned on",
-        )
-    if task.label_names and list(task.label_names) != manifest.label_names:
-        raise DataError(
-            f"labels differ: the delta has {_few(manifest.label_names)}; "
-            f"task '{task.name}' has {_few(task.label_names)}",
-            why="Output i of the delta's head would be read as another label.",
-            fix="--task with the same labels; a fixed order can be given with --label-names",
         )
 
 
@@ -188,10 +198,6 @@ def inherited_methods(manifest: Manifest, methods: Sequence[Method]) -> list[Met
     """The tune methods of the outdated delta that this run does not name itself: LoRA's matrices, a frozen body."""
     named = {f"{method.room}/{method.name}" for method in methods}
     return [record for record in manifest.methods if record.name.startswith("tune/") and record.name not in named]
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} labels ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
 
 
 def _task_of(manifest: Manifest, task: Task | Source | None, columns: Mapping[str, Any]) -> Task:

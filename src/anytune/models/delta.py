@@ -26,6 +26,7 @@ from anytune.models.anatomy import Anatomy, anatomy_of
 from anytune.models.bottleneck import put_bottlenecks
 from anytune.models.delta_file import DELTA_FILE, DeltaContent, read_delta, write_delta
 from anytune.models.layout import is_hyperprompt
+from anytune.models.vocabulary import Rows
 
 __all__ = ["DELTA_FILE", "FullDelta"]
 
@@ -170,15 +171,42 @@ class FullDelta:
             for name, tensor in self.head.items():
                 state[name].copy_(tensor)
 
-    def rebased(self, identity: BaseIdentity) -> FullDelta:
+    def rebased(self, identity: BaseIdentity, tables: Mapping[str, Rows] | None = None) -> FullDelta:
         """This delta as one of another base: the same differences bit for bit, without the corrections.
 
         So a chain M0 -> M1 -> M2 of direct recycling ends where M0 -> M2 ends. An "upgrade" that is the same base by
         content keeps the corrections: there the recycled model is the tuned model bit for bit.
+
+        Args:
+            identity: of the base that it moves to.
+            tables: canonical name -> where the rows of a table went; the difference of a row goes with it, rows of
+                new words are left as the new base has them.
         """
-        if identity.backbone == self.base.backbone:
-            return replace(self, base=identity)
-        return replace(self, base=identity, corrections={})
+        moved = {name: rows for name, rows in (tables or {}).items() if name in self.body}
+        difference = {
+            name: moved[name].carry(values) if name in moved else values for name, values in self.difference.items()
+        }
+        shapes = {name: (dtype, (moved[name].size, *shape[1:])) if name in moved else (dtype, shape)
+                  for name, (dtype, shape) in self.body.items()}  # fmt: skip
+        same = identity.backbone == self.base.backbone
+        kept = {name: one for name, one in self.corrections.items() if same and name not in moved}
+        return replace(self, base=identity, difference=difference, corrections=kept, body=shapes)
+
+    def without_lost_parts(self, held: Mapping[str, Tensor], base_tensors: Mapping[str, Tensor]) -> FullDelta:
+        """This delta for a base that lacks a pooler which the delta's own base holds: the tuned pooler joins the head.
+
+        Args:
+            held: canonical name -> tensor of the delta's own base.
+            base_tensors: the same of the other base.
+        """
+        lost = [name for name in self.body if name not in base_tensors and self.anatomy.is_pooler(name)]
+        if not lost or not all(name in held for name in lost):
+            return self
+        own = {self.anatomy.in_model(name): self._sum(name, held[name], 1.0, exact=True) for name in lost}
+        parts = ({name: one for name, one in part.items() if name not in lost}
+                 for part in (self.difference, self.corrections, self.body))  # fmt: skip
+        difference, corrections, body = parts
+        return replace(self, difference=difference, corrections=corrections, body=body, head={**self.head, **own})
 
     def save(self, folder: Path) -> Path:
         """Write ``delta.safetensors`` into a folder (made if missing); returns the file. Equal deltas, equal bytes.

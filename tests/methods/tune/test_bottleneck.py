@@ -13,7 +13,8 @@ from anytune.jobs.use_forecasts import forecast_writing
 from anytune.models.bottleneck import bottlenecks_of
 from anytune.models.fingerprint import fingerprint_state
 
-TRAINING = {"steps": 6, "learning_rate": 5e-3, "batch_size": 8, "max_length": 32, "precision": "fp32"}
+TRAINING = {"steps": 6, "learning_rate": 5e-3, "batch_size": 8, "max_length": 32, "precision": "fp32",
+            "keep": "last"}  # fmt: skip
 METHOD = {"name": "bottleneck", "width": 4}
 TEXTS = ["the old oakleaf was near flintrock", "a small owl seen by dogpaw"]
 
