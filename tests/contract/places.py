@@ -97,7 +97,7 @@ class Places:
             for method in methods:
                 model = method.prepare(model, run)
             train(
-                model, methods=methods, objective=self.objective, batches=self.batches, steps=self.steps,
+                model, methods=methods, objective=self.objective, batches=run.batches, steps=self.steps,
                 settings=self.options, learning_rate=self.rate, runtime=make_runtime("fp32"),
             )  # fmt: skip
             for method in reversed(methods):
@@ -147,7 +147,7 @@ class Places:
             model.train()
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_share(step, self.steps, options.warmup, options.schedule)
-            micro = [self.batches.batch(step * self.accumulation + k) for k in range(self.accumulation)]
+            micro = [run.batches.batch(step * self.accumulation + k) for k in range(self.accumulation)]
             items = sum(batch["num_items"] for batch in micro)
             for method in methods:
                 method.before_step(model)

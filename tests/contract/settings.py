@@ -26,6 +26,7 @@ class Exercise:
         trains: which weights (by their names in the prepared model) it trains; all others must stay bit for bit.
         plain: the method that it adds to and is under its neutral settings; by default plain training.
         second_stage: in the first stage of a stream it only gathers; the contract looks at the second.
+        no_labels: why its loss on the labels need not fall, if it never sees one.
         no_accumulation: why k micro-batches of b are not one batch of k * b for this method, if they are not.
     """
 
@@ -34,6 +35,7 @@ class Exercise:
     trains: Callable[[str, set[str]], bool] = everything
     plain: str = ""
     second_stage: bool = False
+    no_labels: str = ""
     no_accumulation: str = ""
 
 
@@ -73,6 +75,10 @@ EXERCISES: dict[str, Exercise] = {
         trains=_bottleneck_or_head,
     ),
     # the old model was tuned for a few steps on a random body: what it says is worth little
+    "recycle/interpolation_distillation": Exercise(settings={"weight": 0.1, "random": 1, "beta": 0.1}),
+    "recycle/synthetic": Exercise(
+        settings={"texts": 16, "rounds": 2}, no_labels="an old model that knows little is all it learns from"
+    ),
     "recycle/distill": Exercise(settings={"alpha": 0.1, "temperature": 1.0, "beta": 0.1}),
     "recycle/combined": Exercise(
         settings={"alpha": 0.1, "temperature": 1.0, "beta": 0.1}, plain="recycle/initialize"

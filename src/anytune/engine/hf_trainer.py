@@ -224,6 +224,8 @@ class MethodTrainer(Trainer):
         with seeded(derive_seed(args.seed, "train")):
             for method in self.methods:
                 model = method.prepare(model, self.run)
+            if self.run.batches is not None and self.run.batches is not data:
+                trainer["train_dataset"] = self.run.batches  # a method trains on texts of its own
             self.random_at_start = random_state(args.device)
         check_weights(model)
         if not trainable(model):

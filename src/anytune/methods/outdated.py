@@ -49,6 +49,10 @@ class OutdatedWeights(Protocol):
         """State-dict name -> tensor of the head, as it was trained."""
 
     @property
+    def examples(self) -> Sequence[Example]:
+        """The task's training rows as texts."""
+
+    @property
     def autocast(self) -> Callable[[], Any] | None:
         """The context of the run's precision for forward passes outside the loop; None in fp32."""
 
