@@ -40,6 +40,8 @@ FLOOR = 0.01
 FEWEST_UPGRADES = 4
 #: Makes the weights of features that never vary 0; far below what any measured row decides.
 _RIDGE = 1e-6
+#: Metrics that are a share of answers, or like one: whose drop a forecast speaks of.
+SHARES = ("accuracy", "macro_f1", "micro_f1", "matthews", "f1_entities", "accuracy_tokens", "exact_match")
 SHIPPED = "direct_forecast.json"
 
 

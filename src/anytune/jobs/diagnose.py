@@ -84,7 +84,7 @@ def diagnose(
         fresh: a delta of the same task tuned on the new base: the path then ends there, and not at direct reuse.
         points: of the path, both ends included; 0 leaves it out.
         rows: texts that are read, at most.
-        attention_texts: of these, texts whose attention is compared.
+        attention_texts: of these, texts whose attention is compared; 0 leaves that out.
         tolerance: the loss that is put up with, as a share (0.01 is one point).
         forecaster: fitted on reuses of your own (default: the one that comes with anytune).
         columns: how the task's data are read (see ``data.tasks.load_task``).

@@ -18,7 +18,7 @@ from anytune.engine.runtime import Runtime
 from anytune.errors import AnytuneError, DataError
 from anytune.evaluate.base_distance import BaseDistance, norm_of
 from anytune.evaluate.connectivity import Path, path_between
-from anytune.evaluate.direct_forecast import FLOOR, Forecast, Forecaster, Reuse, delta_size
+from anytune.evaluate.direct_forecast import FLOOR, SHARES, Forecast, Forecaster, Reuse, delta_size
 from anytune.evaluate.flips import Flips, disagreement, flips
 from anytune.evaluate.functional_similarity import Similarity, functional_similarity
 from anytune.evaluate.scores import higher_is_better, number
@@ -38,8 +38,6 @@ ATTENTION_TEXTS = 64
 ATTENTION_BATCH = 16
 #: Responses decoded at each look.
 DECODED = 16
-#: Metrics that are a share of answers, whose drop the forecast speaks of.
-SHARES = ("accuracy", "macro_f1", "micro_f1", "matthews", "f1_entities", "accuracy_tokens", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -227,11 +225,12 @@ def _looked_at(
     if not same_words:
         notes.append("no path and no similarity: the two bases read texts as other tokens")
         return found | {"path_to": ""}
-    few = _encoded(replace(rows, rows=rows.rows[: how.attention_texts]), new, length)
-    batches = evaluation_batches(few, min(ATTENTION_BATCH, how.batch_size))
-    found["similarity"] = _or_note(
-        notes, "no similarity", lambda: functional_similarity(before, other, batches, new.anatomy, how.runtime)
-    )
+    if how.attention_texts:
+        few = _encoded(replace(rows, rows=rows.rows[: how.attention_texts]), new, length)
+        batches = evaluation_batches(few, min(ATTENTION_BATCH, how.batch_size))
+        found["similarity"] = _or_note(
+            notes, "no similarity", lambda: functional_similarity(before, other, batches, new.anatomy, how.runtime)
+        )
     if rows.task is None:
         notes.append("no path: losses need labels")
     elif how.points:
