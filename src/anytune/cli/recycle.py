@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any
 
 import typer
@@ -42,6 +43,12 @@ def recycle(
             metavar="DELTA",
             help="A delta with a projection trained on another task: these weights go through it, without training.",
             rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    via: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BASE", help="Hop by hop: a base between, first to last (repeat), or 'parents' to find them."
         ),
     ] = None,
     old_base: Annotated[str | None, typer.Option(help="The delta's own base, if it is not found by itself.")] = None,
@@ -97,8 +104,10 @@ def recycle(
     )  # fmt: skip
     labels = values.tags(tag or [])
     from anytune.engine.progress import reporter
-    from anytune.jobs.recycle import recycle as job
+    from anytune.jobs.chain import recycle_chain, stops_given
+    from anytune.jobs.recycle import recycle as one_hop
 
+    job: Any = functools.partial(recycle_chain, via=stops_given(via)) if via else one_hop
     entries: list[Any] = job(
         delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, unlabelled=unlabelled,
         projection=projection, old_base=old_base, training=settings, seeds=chosen_seeds, train_size=train_size,
