@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,6 +267,13 @@ def test_designs_that_cannot_be_are_refused_before_anything_is_trained(
         recycle_grid(tiny_base, out=tmp_path / "o", store=tmp_path / "s", **words)
     assert not (tmp_path / "o").exists()
     assert not list(tmp_path.glob("s/*/*"))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes/evidence").glob("recycle-*.yaml")),
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_the_recipes_of_evidence_are_good_and_their_first_line_is_their_command(path):
+    assert path.read_text(encoding="utf-8").splitlines()[0] == f"# anytune run recipes/evidence/{path.name}"
+    assert load_recipe(path).jobs
 
 
 def test_the_recipe_is_checked_before_anything_runs():
