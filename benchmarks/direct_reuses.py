@@ -46,7 +46,7 @@ def main() -> None:
     out = Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     done = {(line["reuse"]["upgrade"], line["task"], line["form"]) for line in _lines(out)}
-    tasks = {name: anytune.load_task(f"sample:{name}", limit=LIMIT) for name in TASKS}
+    tasks = {name: anytune.load_task(f"sample:{name}", limit=LIMIT, metric="accuracy") for name in TASKS}
     deltas = {}
     for name, task in tasks.items():
         for form, (steps, rate) in FORMS.items():

@@ -57,7 +57,7 @@ def _direct(line: Mapping[str, Any]) -> bool:
 def _changed(old: Sequence[Any], new: Sequence[Any]) -> float | None:
     """Share of answers that differ; of tags word by word. None where answers are not there, or are no classes."""
     flat = [[tag for one in side for tag in (one if isinstance(one, list) else [one])] for side in (old, new)]
-    if not flat[0] or any(isinstance(one, float) for one in flat[0]):
+    if not flat[0] or any(isinstance(one, float) for side in flat for one in side):
         return None
     try:
         return disagreement(*flat)
