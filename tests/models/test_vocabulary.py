@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from anytune.models.vocabulary import Rows, align
+from anytune.models.base import load_base
+from anytune.models.delta import FullDelta
+from anytune.models.vocabulary import Rows, Words, align, changed_tables
+from tests.models.conftest import scatter
+from tests.models.kinds import make_kind
 
 WORDS = st.lists(st.sampled_from([f"w{index}" for index in range(12)]), unique=True, min_size=1, max_size=12)
 
@@ -63,3 +71,37 @@ def test_a_longer_and_a_shorter_table_of_positions():
     values = torch.tensor([[1.0], [2.0], [3.0]])
     assert Rows.first(3, 5).carry(values).flatten().tolist() == [1, 2, 3, 0, 0]
     assert Rows.first(3, 2).carry(values).flatten().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3", "t5", "t5-gated"])
+def test_a_generating_model_with_other_numbers_for_its_words_writes_the_same_words(kind, tmp_path):
+    """Tied heads get what the word embeddings get, once; a head of its own gets its own, word by word."""
+    old = load_base(make_kind(kind, tmp_path / "old"))
+    rows = old.tensors().shape(old.anatomy.word_embeddings)[0]
+    went = torch.randperm(rows, generator=torch.Generator().manual_seed(2))  # word i becomes word went[i]
+
+    def turned(tensor):
+        return torch.empty_like(tensor).index_copy_(0, went, tensor) if len(tensor) == rows else tensor
+
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    state = {name: turned(tensor) for name, tensor in load_file(tmp_path / "old" / "model.safetensors").items()}
+    save_file(state, tmp_path / "new" / "model.safetensors", {"format": "pt"})
+    new = load_base(tmp_path / "new")
+    tuned, _ = old.pretraining_model(0)
+    scatter(tuned, 5)
+    delta = FullDelta.extract(old.tensors(pretraining_head=True), tuned.state_dict(), [], old.anatomy, old.identity)
+    words = Words(Rows(torch.arange(rows), went, rows), rows, rows, 0, rows)
+    tables = changed_tables(old, new, words)
+    assert old.anatomy.word_embeddings in tables
+    assert ("lm_head.weight" in tables) == ("lm_head.weight" in old.tensors(pretraining_head=True))
+    assert ("lm_head.weight" in delta.difference) == (kind == "t5-gated")  # tied elsewhere: kept once
+    moved = delta.rebased(new.identity.model_copy(update={"backbone": "other"}), tables)
+    model, _ = new.pretraining_model(0)
+    moved.install(model, new.tensors(pretraining_head=True), new.identity, another_base=True)
+    ids = torch.randint(3, rows, (2, 7), generator=torch.Generator().manual_seed(1))
+    more = {"decoder_input_ids": ids} if kind.startswith("t5") else {}
+    with torch.no_grad():
+        before = tuned.eval()(input_ids=ids, **more).logits
+        more = {"decoder_input_ids": went[ids]} if more else {}
+        after = model.eval()(input_ids=went[ids], **more).logits
+    torch.testing.assert_close(after[..., went], before, rtol=1e-4, atol=1e-5)

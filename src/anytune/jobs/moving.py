@@ -15,7 +15,7 @@ from anytune.models.adapters import INSIDE, AdapterDelta, head_modules
 from anytune.models.base import Base
 from anytune.models.bottleneck import is_bottleneck
 from anytune.models.delta import FullDelta
-from anytune.models.fit import check_plain, reasons_against, refuse
+from anytune.models.fit import reasons_against, refuse
 from anytune.models.plain_lora import as_plain_lora, is_convertible
 from anytune.models.prompt_files import BEFORE
 from anytune.models.relabel import (
@@ -57,13 +57,11 @@ def moved(entry: Entry, old: Base, new: Base, own: AnyDelta | None = None) -> An
         own: what ``own_delta`` gave, if it was read already.
 
     Raises:
-        BaseError: a base is quantised, or has no tokenizer although the vocabularies differ.
+        BaseError: a base has no tokenizer although the vocabularies differ.
         WrongBaseError: the bases share less than half of their words.
         DeltaError: only its scores were kept, or the bases do not fit (a reason for each setting and tensor).
     """
     delta = own_delta(entry, old) if own is None else own
-    for base in (old, new):
-        check_plain(base)
     if old.anatomy.model_type != new.anatomy.model_type:
         refuse(old, new, reasons_against(old, new, {}))
     tables = changed_tables(old, new, changed_words(old, new))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from anytune.errors import BaseError, DeltaError
+from anytune.errors import DeltaError
 from anytune.models.base import Base
 from anytune.models.layout import is_hyperprompt
 from anytune.models.vocabulary import Rows
@@ -26,22 +26,6 @@ MEANINGS = {
     "kind of positions": ("position_embedding_type", "relative_attention", "pos_att_type", "position_biased_input"),
     "direction": ("is_decoder",),
 }
-
-
-def check_plain(base: Base) -> None:
-    """A base whose weights are real numbers.
-
-    Raises:
-        BaseError: it is quantised.
-    """
-    settings = getattr(base.config, "quantization_config", None)
-    if settings:
-        method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-        raise BaseError(
-            f"base {base.name} is quantised{f' ({method})' if method else ''}",
-            why="A difference is added to real numbers; what it adds to quantised ones is lost in their steps.",
-            fix="the base's unquantised folder or hub id",
-        )
 
 
 def reasons_against(
