@@ -250,3 +250,44 @@ def carry(
             whole[new.start : new.start + new.length] = units.maps[old.role] @ stretch
         made = Factors(a @ hidden.reading, whole)
     return Factors(made.a.to(factors.a.dtype), made.b.to(factors.b.dtype))
+
+
+def map_lora(
+    factors: Mapping[str, Factors], old: Mapping[str, Tensor], new: Mapping[str, Tensor],
+    units_old: Sequence[Symmetry], units_new: Sequence[Symmetry], blocks: str, pairs: Sequence[int],
+    hidden: HiddenMap, neurons: Neurons = "paired",
+) -> dict[str, Factors]:  # fmt: skip
+    """A LoRA of one base as one of another: module -> factors, of the new blocks that have a partner.
+
+    Args:
+        factors: canonical module name in the old base -> its factors; others than maps of blocks are passed over.
+        old: canonical name -> tensor of the old base.
+        new: the same of the new base.
+        units_old, units_new: their ``permutation.symmetries``.
+        blocks: path of the list of blocks.
+        pairs: for each new block its old one, -1 for none; from ``align``.
+        hidden: from ``hidden_map``.
+        neurons: see ``map_neurons``.
+    """
+    by_key = {one.key: one for one in units_old}
+    found: dict[str, Factors] = {}
+    for after in units_new:
+        number, _, part = after.key.removeprefix(f"{blocks}.").partition(".")
+        source = pairs[int(number)]
+        before = by_key.get(f"{blocks}.{source}.{part}")
+        there, here = f"{blocks}.{source}.", f"{blocks}.{number}."
+        modules = dict.fromkeys(member.module for member in after.members if member.name.endswith("weight"))
+        names = {module: there + module.removeprefix(here) for module in modules}
+        if before is None or factors.keys().isdisjoint(names.values()):
+            continue
+        if after.kind == "heads":
+            units = map_heads(old, new, before, after, hidden)
+        else:
+            units = map_neurons(old, new, before, after, hidden, neurons)
+        for module, source_name in names.items():
+            if source_name in factors:
+                mine = [member for member in after.members if member.name == f"{module}.weight"]
+                theirs = [member for member in before.members if member.name == f"{source_name}.weight"]
+                outs = new[f"{module}.weight"].shape[mine[0].dim]
+                found[module] = carry(factors[source_name], theirs, mine, units, hidden, outs)
+    return found

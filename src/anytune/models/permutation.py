@@ -380,7 +380,7 @@ def permute_adapter(
     for name in tensors:
         module, _, factor = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         if factor not in ("lora_A", "lora_B"):
-            if "lora_" in name:
+            if "lora_" in name and "lora_embedding_" not in name:  # words keep their numbers
                 raise DeltaError(f"{name}: factors of this kind cannot be brought into another order")
             continue
         sides, dim = (reads, 1) if factor == "lora_A" else (out, 0)
