@@ -194,8 +194,8 @@ class Bench:
         elif room in ("tune", "transfer"):
             [entry] = anytune.tune(self.base_of(name), self.task, **self.given(name), **shared)
         else:
-            [outdated] = store.find("delta", tags={"arm": "fresh"})
-            [entry] = anytune.recycle(outdated, self.other, task=self.task, **shared)
+            outdated = self.lora() if given.outdated == "lora" else store.find("delta", tags={"arm": "fresh"})[0]
+            [entry] = anytune.recycle(outdated, self.other, task=self.task, old_base=self.base, **shared)
         return entry
 
     def finished(self, name: str) -> Entry:
@@ -253,7 +253,7 @@ class Bench:
             before_move = state(model)
             objective = LanguageModelling(base.anatomy) if room == "pretrain" else Classification()
             run = Run(seed=derive_seed(11), steps=steps, anatomy=base.anatomy, head_names=head_names,
-                      outdated=self.outdated(task, encoded, options) if room == "recycle" else None,
+                      outdated=self.outdated(name, task, encoded, options) if room == "recycle" else None,
                       validate=lambda model: -mean_loss(model, objective, [batches.batch(0)]),
                       objective=objective, batches=batches, base=base, device=torch.device("cpu"),
                       carried=load_carried(base.folder), **told)  # fmt: skip
@@ -277,10 +277,22 @@ class Bench:
         losses = (first_loss, mean_loss(model, objective, seen)) if measured else None
         return Trained(model, before, names, set(head_names), result, losses)
 
-    def outdated(self, task: Task, encoded: Encoded, settings: TrainingSettings) -> OutdatedInRun:
+    def lora(self) -> Entry:
+        """An outdated LoRA on the first base, for methods that carry factors; in a store of its own."""
+        shelf = Store(self.folder / "lora")
+        [entry] = shelf.find("delta") or anytune.tune(
+            self.base, self.task, store=shelf, method={"name": "lora", "r": 4, "targets": "all-linear"},
+            training={**TRAINING["tune"], **COMMON, "learning_rate": 1e-2, "steps": 30}, name="outdated",
+        )  # fmt: skip
+        return entry
+
+    def outdated(self, name: str, task: Task, encoded: Encoded, settings: TrainingSettings) -> OutdatedInRun:
         """The outdated delta as a run's methods get it."""
-        store = Store(self.folder / "shelf") if (self.folder / "shelf").exists() else self.store("for-the-loop")
-        [outdated] = store.find("delta", tags={"arm": "fresh"})
+        if exercise(name).outdated == "lora":
+            outdated = self.lora()
+        else:
+            store = Store(self.folder / "shelf") if (self.folder / "shelf").exists() else self.store("for-the-loop")
+            [outdated] = store.find("delta", tags={"arm": "fresh"})
         moving = Moving(outdated, load_base(self.base), load_base(self.other))
         return moving.in_run(task, encoded, settings, 3, make_runtime(settings.precision))
 

@@ -64,7 +64,7 @@ class Places:
             self.objective = Classification()
             self.told = {"label_names": self.task.label_names, **self.bench.read(self.name)}
         outdated = self.room == "recycle"
-        self.outdated = self.bench.outdated(self.task, self.encoded, self.options) if outdated else None
+        self.outdated = self.bench.outdated(self.name, self.task, self.encoded, self.options) if outdated else None
 
     def methods(self) -> list[Method]:
         if not self.with_method:
