@@ -33,6 +33,7 @@ from anytune.cli import (
     store,
     transfer,
     tune,
+    upgrade,
 )
 from anytune.cli.failures import Guarded, hang_up, interrupted, leave_speech_to_first
 from anytune.engine.allocator import keep_freed_memory
@@ -55,6 +56,7 @@ def build(rich_help: bool = False) -> typer.Typer:
     app.command("pretrain")(pretrain.pretrain)
     app.command("tune")(tune.tune)
     app.command("recycle")(recycle.recycle)
+    app.command("upgrade")(upgrade.upgrade)
     app.command("recycle-tables")(recycle_tables.recycle_tables)
     app.command("diagnose")(diagnose.diagnose)
     app.command("compare")(compare.compare)

@@ -20,13 +20,15 @@ from anytune.data.tasks import Task
 from anytune.engine.fanout import Unit, check_fan_out, run_units, worker_count
 from anytune.engine.progress import Reporter, Silent
 from anytune.errors import AnytuneError, SettingsError, StoreError, unknown
-from anytune.jobs.opening import open_base, open_delta, open_store
+from anytune.jobs.forecast import unwritten
+from anytune.jobs.opening import open_base, open_store
 from anytune.jobs.resuming import RUN_NAME
 from anytune.jobs.tune import Source
 from anytune.jobs.upgrade_choices import climb_of, decision_of, store_choice, stored_choices
+from anytune.jobs.upgrade_results import Outcome, Upgrade, shelf_of, told_by
 from anytune.jobs.upgrade_runs import Bench, score_shelf, steps_for, train_step
-from anytune.jobs.upgrade_shelf import Found, Shelf
-from anytune.jobs.upgrade_steps import BY_NAME, STEPS, Attempt, Decision, next_step, seconds_of, share_of
+from anytune.jobs.upgrade_shelf import Shelf
+from anytune.jobs.upgrade_steps import BY_NAME, STEPS, next_step, seconds_of, share_of
 from anytune.manifests import run_key, write_atomic
 from anytune.models.base import Base
 from anytune.store import Entry, Store
@@ -35,83 +37,7 @@ from anytune.store.names import slug
 JOURNAL_NAME, PAGE_NAME, SPENT_NAME = "upgrade.jsonl", "upgrade.html", "spent.json"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What an upgrade did with one delta.
-
-    Attributes:
-        delta: its reference in the store.
-        decision: what was taken and why; None where there is a problem, or the budget ended before it was scored.
-        attempts: all that was tried.
-        made: reference of the artefact on the new base.
-        problem: what is wrong with the delta.
-    """
-
-    delta: str
-    task: str = ""
-    metric: str = ""
-    method: str = ""
-    seed: int = 0
-    decision: Decision | None = None
-    attempts: Sequence[Attempt] = ()
-    made: str | None = None
-    problem: str | None = None
-
-    @property
-    def flag(self) -> str:
-        """ "" for brought back, "problem", "unseen" (the budget ended), or what the decision is flagged with."""
-        if self.problem is not None:
-            return "problem"
-        return "unseen" if self.decision is None else self.decision.flag
-
-    @property
-    def seconds(self) -> float:
-        """What it cost."""
-        return round(sum(attempt.seconds for attempt in self.attempts), 3)
-
-    def score(self, step: str) -> float | None:
-        """The score of an attempt; "old" and "keep" are always made."""
-        return next((attempt.score for attempt in self.attempts if attempt.step == step), None)
-
-    def record(self) -> dict[str, Any]:
-        """A line of the journal."""
-        taken = self.decision
-        return {
-            "delta": self.delta, "task": self.task, "metric": self.metric, "method": self.method, "seed": self.seed,
-            "flag": self.flag, "step": taken.step if taken else None, "score": taken.score if taken else None,
-            "old": taken.old if taken else None, "direct": self.score("keep"), "goal": taken.goal if taken else None,
-            "reason": taken.reason if taken else self.problem or "the budget ended before it was scored",
-            "seconds": self.seconds, "attempts": [attempt.record() for attempt in self.attempts], "made": self.made,
-            "problem": self.problem,
-        }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Upgrade:
-    """A shelf before and after.
-
-    Attributes:
-        old, new: names of the bases.
-        outcomes: one a delta, in the order of tasks.
-        journal: the file of their records.
-        page: the page of the shelf.
-        seconds: of this and earlier calls of the same upgrade.
-    """
-
-    old: str
-    new: str
-    tolerance: float
-    outcomes: Sequence[Outcome]
-    journal: Path
-    page: Path
-    seconds: float
-
-    @property
-    def problems(self) -> list[Outcome]:
-        """Deltas that could not be used."""
-        return [one for one in self.outcomes if one.problem is not None]
-
-
+@unwritten
 def upgrade(
     store: Store | Source | None = None,
     *,
@@ -126,6 +52,7 @@ def upgrade(
     workers: int | None = None,
     fan_out: str = "processes",
     out: Source | None = None,
+    dry_run: bool = False,
     reporter: Reporter | None = None,
 ) -> Upgrade:
     """Bring every delta of ``old`` in a store over to ``new``, each by the cheapest step that brings its score back.
@@ -144,6 +71,7 @@ def upgrade(
         steps: which steps of the ladder are wanted; default: all.
         workers: processes that share the deltas; default: this one alone.
         fan_out: what the workers are: "processes" of this machine, or "ray".
+        dry_run: change nothing; give a :class:`~anytune.jobs.upgrade_forecast.UpgradeForecast` instead.
         out: folder of ``upgrade.jsonl`` and the page; default: ``upgrades/OLD-NEW-...`` in the store.
 
     Raises:
@@ -158,6 +86,13 @@ def upgrade(
     check_bases(before, after, workers, old, new)
     entries, broken = shelf_of(place, before, deltas)
     key = upgrade_key(before, after, share, steps)
+    if dry_run:
+        from anytune.jobs.upgrade_forecast import forecast_upgrade
+
+        shelf = Shelf(place=place.folder.resolve(), old=before, new=after, work=place.work_folder(key),
+                      tolerance=share, tasks=dict(tasks or {}), unlabelled=unlabelled)  # fmt: skip
+        forecast: Any = forecast_upgrade(shelf, entries, broken, key, steps, workers or 1)
+        return forecast
     folder = Path(out or place.folder / "upgrades" / f"{slug(f'{before.name}-{after.name}')}-{key[:8]}")
     title = f"upgrade {before.name} to {after.name}"
     with place.at_work(key, lambda _: _busy(title)) as work:
@@ -293,59 +228,12 @@ class _Climb:
         if problem is not None:
             return replace(known, problem=problem)
         if made is not None and not found.attempts:  # decided by an earlier call, whose work folder is gone
-            return replace(known, **_told(made.manifest.decision or {}))
+            return replace(known, **told_by(made.manifest.decision or {}))
         return replace(known, decision=decision_of(self.shelf, entry, found, self.only))
-
-
-def _told(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Decision and attempts as a manifest tells them."""
-    attempts = [Attempt(**{"score": None, **one}) for one in record["attempts"]]
-    fields = ("step", "score", "old", "goal", "flag", "reason")
-    return {"decision": Decision(**{name: record[name] for name in fields}), "attempts": attempts}
 
 
 def _is_final(entry: Entry) -> bool:
     return (entry.manifest.decision or {}).get("flag") in ("", "short")
-
-
-def shelf_of(
-    store: Store, base: Base, deltas: Sequence[Entry | Source] | None = None
-) -> tuple[list[Entry], list[Outcome]]:
-    """The deltas of a base that have weights, those of one kind of head together; and what cannot be read at all.
-
-    Raises:
-        StoreError: there are none, or one that was named belongs to another base.
-    """
-    broken: list[Outcome] = []
-    if deltas is None:
-        found = [entry for entry in store.find("delta", base=base.identity)
-                 if entry.manifest.form in ("full", "peft") and not entry.manifest.failed]  # fmt: skip
-        folder = store.folder / "deltas"
-        listed = {entry.folder for entry in store.find("delta")}
-        broken = [Outcome(delta=path.name, problem=reason) for path, reason in store.problems()
-                  if path.parent == folder and path not in listed and not reason.startswith("a copy of")]  # fmt: skip
-    else:
-        found = [open_delta(one, store) for one in deltas]
-        for entry in found:
-            if entry.manifest.base.backbone != base.identity.backbone:
-                raise StoreError(
-                    f"'{entry.reference}' belongs to {entry.manifest.base.short}, not to {base.identity.short}",
-                    why="An upgrade takes the deltas of one base to another.",
-                    fix=f"--from {entry.manifest.base.name}",
-                )
-    if not found and not broken:
-        raise StoreError(
-            f"{store.folder} holds no delta of {base.identity.short}",
-            why="There is nothing to upgrade.",
-            fix=f"anytune store list --kind delta --store {store.folder}",
-        )
-
-    def order(entry: Entry) -> tuple[Any, ...]:
-        task = entry.manifest.task
-        return (task.kind if task else "", len(entry.manifest.label_names), task.name if task else "",
-                entry.reference)  # fmt: skip
-
-    return sorted(found, key=order), broken
 
 
 def upgrade_key(old: Base, new: Base, tolerance: float, steps: Collection[str] | None = None) -> str:
