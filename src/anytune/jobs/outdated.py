@@ -97,12 +97,6 @@ class Moving:
         if scale == 1.0:
             return install_delta(delta, model, self.new, trainable=True)
         tensors = self.new.tensors(pretraining_head=True)
-        if isinstance(delta, FullDelta) and delta.bottleneck is not None:
-            raise DeltaError(
-                f"a bottleneck adapter cannot be put on at scale {scale:g}",
-                why="It stands beside the base's weights; part of it is another adapter.",
-                fix="scale=1",
-            )
         if isinstance(delta, AdapterDelta):
             return install_delta(delta.scaled(scale, tensors, self.new.anatomy), model, self.new, trainable=True)
         delta.install(model, tensors, self.new.identity, scale)

@@ -162,6 +162,12 @@ def is_bottleneck(name: str) -> bool:
     return name.startswith(f"{BOTTLENECK}.")
 
 
+def scaled_adapter(name: str, tensor: Tensor, scale: float) -> Tensor:
+    """A head's tensor where the tuned weights are installed at ``scale``: what adapters add is scaled, no head is."""
+    added = is_bottleneck(name) and name.rpartition(".")[0].endswith(".up")
+    return tensor if scale == 1.0 or not added else (tensor.double() * scale).to(tensor.dtype)
+
+
 def put_bottlenecks(model: nn.Module, record: Mapping[str, Any]) -> None:
     """See that a model has the adapters that a stored delta was trained with, still to be filled.
 

@@ -23,7 +23,7 @@ from anytune.errors import DeltaError, WrongBaseError
 from anytune.manifests import BaseIdentity
 from anytune.models import difference as arithmetic
 from anytune.models.anatomy import Anatomy, anatomy_of
-from anytune.models.bottleneck import put_bottlenecks
+from anytune.models.bottleneck import put_bottlenecks, scaled_adapter
 from anytune.models.delta_file import DELTA_FILE, DeltaContent, read_delta, write_delta
 from anytune.models.layout import is_hyperprompt
 from anytune.models.vocabulary import Rows
@@ -125,7 +125,7 @@ class FullDelta:
         """The tuned body on a base: canonical name -> ``base + scale * difference`` in the tuned dtype.
 
         On the delta's own base with ``scale`` 1 the result is the tuned model's bits; with ``scale`` 0 it is the
-        base's. The head is ``self.head``, whatever the scale.
+        base's. The head is ``self.head``, whatever the scale; what bottleneck adapters add is scaled (``install``).
 
         Args:
             base_tensors: canonical name -> tensor in stored dtype.
@@ -169,7 +169,7 @@ class FullDelta:
             for bare, name in names.items():
                 state[name].copy_(self._sum(bare, base_tensors[bare], scale, exact=own and scale == 1.0))
             for name, tensor in self.head.items():
-                state[name].copy_(tensor)
+                state[name].copy_(scaled_adapter(name, tensor, scale))
 
     def rebased(self, identity: BaseIdentity, tables: Mapping[str, Rows] | None = None) -> FullDelta:
         """This delta as one of another base: the same differences bit for bit, without the corrections.

@@ -4,12 +4,13 @@ In plain words: after an upgrade the old difference may be too long a step in a 
 of it, a quarter, half ... and keep what does best on held-out rows. One number is chosen, nothing is trained.
 
 Formula: theta(c) = M_{i+1} + c (tuned(M_i) - M_i) for every c of the grid, head_new = head_old; the c with the best
-validation score is kept. For a LoRA c goes into alpha, so that it stays a LoRA and its matrices keep their bits.
+validation score is kept. For a LoRA c goes into alpha, so that it stays a LoRA and its matrices keep their bits; a
+bottleneck adapter adds c times what it added.
 
 Paper: the coefficient of task arithmetic (Ilharco et al. 2022), here across an upgrade of the base.
 Costs: one pass over the validation data for each c, no backward pass; a copy of the model while they are compared.
-When not to use it: without held-out rows; with so few of them that the best c is luck. For soft prompts and bottleneck
-adapters, which are no differences.
+When not to use it: without held-out rows; with so few of them that the best c is luck. For soft prompts, which are no
+differences.
 Choices of ours: 0 (the new base under the old head) and 1 (``direct``) always stand in the grid, so that by
 validation the method is never worse than either; among equal scores the c nearest to 1 wins. The whole body has one c.
 """
@@ -72,9 +73,9 @@ class Scaled(Method):
             DeltaError: they do not fit the new base, or are an adapter that has no coefficient.
         """
         outdated = outdated_of(run, self.name)
-        if outdated.kind in ("prompt", "bottleneck"):
+        if outdated.kind == "prompt":
             raise MethodError(
-                f"a {'soft prompt' if outdated.kind == 'prompt' else 'bottleneck adapter'} cannot be scaled",
+                "a soft prompt cannot be scaled",
                 why="It stands beside the base's weights; half of it is another one, not half of a change.",
                 fix="--method direct",
             )
