@@ -27,8 +27,6 @@ from anytune.models.interpolation import POINTS, barrier, check_ends, grid
 from anytune.models.soft_prompts import prompt_of
 
 Mode = Literal["body", "adapter"]
-#: Numbers that are mixed at a time: three fp64 copies of so many stay in a core's cache.
-CHUNK = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def path_between(
     """Evaluate ``points`` evenly spaced models on the line from ``first`` to ``second``.
 
     The ends are the two models bit for bit, and ``path_between(m, A, B)`` is ``path_between(m, B, A)`` from the other
-    side bit for bit: each point is summed in fp64 and rounded once.
+    side bit for bit. Numbers that are equal at both ends stay what they are at every point.
 
     Args:
         model: the model that is written into, of the form of both ends (wrapped by PEFT, with a soft prompt, or
@@ -196,22 +194,20 @@ class Line:
             if index in (0, last):
                 target.copy_(left if index == 0 else right)
             else:
-                # weights from whole numbers: those of a point are those of its mirror image, exchanged
-                _mix(target, left, right, (last - index) / last, index / last)
+                _mix(target, left, right, index, last)
 
 
-def _mix(target: Tensor, left: Tensor, right: Tensor, near: float, far: float) -> None:
-    """``target <- near * left + far * right``: products and sum in fp64, rounded once to the target's dtype."""
-    flat = [tensor.reshape(-1).split(CHUNK) for tensor in (target, left, right)]
-    here = torch.empty(min(CHUNK, target.numel()), dtype=torch.float64, device=target.device)
-    there = torch.empty_like(here)
-    exact = target.dtype == torch.float64
-    for piece, before, after in zip(*flat, strict=True):
-        one, other = here[: piece.numel()], there[: piece.numel()]
-        one.copy_(before).mul_(near)
-        other.copy_(after).mul_(far)
-        # in 32 bits and fewer, numbers that are equal at both ends come out of the sum with the bits they have
-        piece.copy_(torch.where(same_bits(before, after), before, one + other) if exact else one.add_(other))
+def _mix(target: Tensor, left: Tensor, right: Tensor, index: int, last: int) -> None:
+    """``target <- left + (index / last) (right - left)``, from the nearer end, in one pass over memory.
+
+    A point is computed as its mirror image is from the other side, so both have the same bits.
+    """
+    if 2 * index == last:
+        torch.add(left, right, out=target).mul_(0.5)
+    elif 2 * index < last:
+        torch.lerp(left, right, index / last, out=target)
+    else:
+        torch.lerp(right, left, (last - index) / last, out=target)
 
 
 def _apart(end: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from anytune.report.svg import marker, path, tag, ticks
-from anytune.report.transfer_charts import heat_map
+from anytune.report.transfer_charts import CELL, heat_map
 
 WIDTH, HEIGHT = 440, 240
 LEFT, RIGHT, TOP, BOTTOM = 48, 16, 16, 42
@@ -58,6 +58,11 @@ def path_chart(points: Sequence[Mapping[str, Any]], value: str, label: str, *, e
     said = f"{label}: {there[0][1]:.3g} at {ends[0]}, {there[-1][1]:.3g} at {ends[1]}"
     return tag("svg", tag("title", said), *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=said,
                class_="curves")  # fmt: skip
+
+
+def map_width(similarity: Mapping[str, Any]) -> int:
+    """Pixels that the heat-maps of heads may take: few heads must not fill a page."""
+    return 120 + int(1.5 * CELL * len(similarity["js"][0]))
 
 
 def head_maps(similarity: Mapping[str, Any]) -> list[tuple[str, str, Markup]]:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from anytune import __version__
 from anytune.manifests import write_atomic
 from anytune.report import words
-from anytune.report.recycle_charts import distance_bars, head_maps, path_chart
+from anytune.report.recycle_charts import distance_bars, head_maps, map_width, path_chart
 
 #: What the verdicts mean, in a reader's words.
 MEANING = {
@@ -135,7 +135,9 @@ def delta_panel(one: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "reference": one["reference"], "task": one["task"], "verdict": one["verdict"],
         "meaning": MEANING[one["verdict"]], "refusal": one["refusal"], "numbers": numbers, "pictures": pictures,
-        "heads": heads, "cka": [words.decimal(value, 3) for value in cka], "notes": one["notes"],
+        "heads": heads,
+        "width": map_width(one["similarity"]) if heads else 0,
+        "cka": [words.decimal(value, 3) for value in cka], "notes": one["notes"],
     }  # fmt: skip
 
 
