@@ -68,17 +68,18 @@ def main() -> None:
             training = {"steps": steps, "batch_size": 16, "block_size": 64, "learning_rate": rate, "precision": "fp32"}
             [new] = anytune.pretrain(BASE, f"sample:{domain}", store=given.store, training=training,
                                      names=[f"{domain}-{steps}"])  # fmt: skip
-            for name, form in left:
+            for name in dict.fromkeys(name for name, _ in left):
+                forms = [form for task, form in left if task == name]
                 found = diagnose(
-                    BASE, new, delta=deltas[name, form], task=held_out(tasks[name]), store=given.store, points=0,
-                    attention_texts=0, rows=ROWS,
+                    BASE, new, delta=[deltas[name, form] for form in forms], task=held_out(tasks[name]),
+                    store=given.store, points=0, attention_texts=0, rows=ROWS,
                 )  # fmt: skip
-                [one] = found.deltas
-                reuse = one.reuse(upgrade, found.distance.whole.relative).record()
-                line = {"reuse": reuse, "task": name, "form": form, "metric": one.metric, "rows": one.rows,
-                        "before": one.before, "after": one.after}  # fmt: skip
                 with out.open("a", encoding="utf-8") as handle:
-                    handle.write(json.dumps(line) + "\n")
+                    for form, one in zip(forms, found.deltas, strict=True):
+                        reuse = one.reuse(upgrade, found.distance.whole.relative).record()
+                        line = {"reuse": reuse, "task": name, "form": form, "metric": one.metric, "rows": one.rows,
+                                "before": one.before, "after": one.after}  # fmt: skip
+                        handle.write(json.dumps(line) + "\n")
             print(upgrade, f"moved {found.distance.whole.relative:.3f}", flush=True)
 
 
