@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/stability.md", "docs/transfer.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/concepts.md",
+    "docs/diagnose.md",
+    "docs/stability.md",
+    "docs/transfer.md",
+)
 
 
 def commands() -> list[str]:
