@@ -16,6 +16,7 @@ DOCUMENTS = (
     "docs/diagnose.md",
     "docs/stability.md",
     "docs/transfer.md",
+    "docs/upgrade.md",
 )
 
 
