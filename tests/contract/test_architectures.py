@@ -209,7 +209,7 @@ def test_it_tunes_and_what_is_stored_answers_the_same(kind, method, shelf):
 def test_a_delta_lands_on_an_upgrade_of_its_kind(kind, method, shelf):
     place = shelf(kind)
     upgrade = place.pretrained()
-    for tuned in ("tune/full", "tune/lora"):
+    for tuned in ("tune/full", "tune/lora") if exercise(method).outdated == "full" else ("tune/lora",):
         old = place.tuned(tuned)
         [entry] = anytune.recycle(
             old, upgrade, store=place.store, method=spelled(method), task=place.task, training={"steps": 2},

@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from anytune.models.anatomy import anatomy_of
-from anytune.models.permutation import (
-    circuits,
-    head_similarity,
-    inverse,
-    match,
-    moved_share,
-    permute,
-    permute_adapter,
-    symmetries,
-)
+from anytune.models.matching import circuits, head_similarity, match
+from anytune.models.permutation import inverse, moved_share, permute, permute_adapter, symmetries
 from tests.models.kinds import KINDS, make_model
 
 FOUR_HEADS = {

@@ -20,7 +20,8 @@ from torch.nn import functional
 
 from anytune.errors import DeltaError
 from anytune.models.assignment import assign
-from anytune.models.permutation import Member, Role, Symmetry, circuits, grouped, head_similarity
+from anytune.models.matching import circuits, grouped, head_similarity
+from anytune.models.permutation import Member, Role, Symmetry
 
 #: Added to the diagonal of a least-squares problem, as a share of its mean: nothing where there are words enough.
 RIDGE = 1e-8
@@ -158,27 +159,27 @@ def map_heads(
     carried, own = circuits(old, before).through(hidden.reading, hidden.writing), circuits(new, after)
     groups, heads = grouped(head_similarity(carried, own), before.count, after.count)
     size, fitted = own.query.shape[1], carried.query.shape[1]
-    maps: dict[Role, Tensor] = {}
-    of_group = {
-        role: (side_old[:: before.sharing], side_new[:: after.sharing])
-        for role, side_old, side_new in (("key", carried.key, own.key), ("value", carried.value, own.value))
-    }
-    for role, pairs, (theirs, mine) in (
-        ("query", heads, (carried.query, own.query)), ("key", groups, of_group["key"]),
-        ("value", groups, of_group["value"]),
-    ):  # fmt: skip
+    made: dict[Role, Tensor] = {}
+    # heads that share keys and values have equal ones: each group's stand once
+    shared_old, shared_new = slice(None, None, before.sharing), slice(None, None, after.sharing)
+    makers: tuple[tuple[Role, Tensor, Tensor, Tensor], ...] = (
+        ("query", heads, carried.query, own.query),
+        ("key", groups, carried.key[shared_old], own.key[shared_new]),
+        ("value", groups, carried.value[shared_old], own.value[shared_new]),
+    )
+    for role, pairs, theirs, mine in makers:
         whole = torch.zeros(len(mine) * size, len(theirs) * fitted, dtype=torch.float64)
         for to, source in enumerate(pairs.tolist()):
             if source >= 0:
                 block = least_squares(theirs[source].T, mine[to].T).T
                 whole[to * size : (to + 1) * size, source * fitted : (source + 1) * fitted] = block
-        maps[role] = whole  # type: ignore[index]
+        made[role] = whole
     whole = torch.zeros(len(carried.query) * fitted, len(own.query) * size, dtype=torch.float64)
     for to, source in enumerate(heads.tolist()):
         if source >= 0:
             block = least_squares(own.value[to].T, carried.value[source].T).T
             whole[source * fitted : (source + 1) * fitted, to * size : (to + 1) * size] = block
-    return UnitMap({**maps, "out": whole})
+    return UnitMap({**made, "out": whole})
 
 
 def map_neurons(

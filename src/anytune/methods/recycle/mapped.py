@@ -40,6 +40,7 @@ from anytune.methods.outdated import outdated_of
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
 from anytune.models.adapters import HARMLESS_STARTS, AdapterDelta, make_lora
+from anytune.models.anatomy import ANATOMIES
 from anytune.models.mapping import (
     Factors,
     HiddenMap,
@@ -98,6 +99,8 @@ class Mapped(Method):
     neutral = None
     neutral_reason = "the start is the method; with all-zero factors it is fresh tuning of a LoRA"
     begins: ClassVar[Literal["moved", "made", "fresh"]] = "made"
+    kinds: ClassVar[tuple[str, ...] | None] = tuple(kind for kind, row in ANATOMIES.items() if row.decoder is None)
+    kinds_reason = "blocks are aligned in one stack, and an encoder-decoder has two"
     suggests = {"learning_rate": 1e-3}  # noqa: RUF012 - as lora
 
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
@@ -136,7 +139,7 @@ class Mapped(Method):
             f"mapped: {len(written)} of {len(factors)} maps of the old LoRA carried by {words:,} shared words, "
             f"{without} of {len(pairs)} blocks without a partner; the head {'copied' if kept else 'starts afresh'}"
         )
-        return wrapped  # type: ignore[no-any-return]
+        return wrapped
 
     def _hidden(self, old: Any, new: Any) -> tuple[HiddenMap, int]:
         """The maps of hidden states, and by how many words they were found.

@@ -80,7 +80,7 @@ def layout_of(weights: Mapping[str, Tensor]) -> Tensor:
 class Projection(Method):
     """A low-rank map of the outdated weights, trained here or on another task."""
 
-    rank: Annotated[int, Field(ge=1, le=1024, description="of the map")] = 16
+    rank: Annotated[int, Field(ge=1, le=1024, description="of the map: W1 is [P, rank], W2 [rank, P]")] = 16
     alpha: Annotated[float, Field(ge=0, le=1, description="share of the old model's answers; labels get the rest")] = (
         0.7
     )
@@ -134,7 +134,7 @@ class Projection(Method):
             still = self.residual and number > 0
             model.register_buffer(name, torch.zeros(shape) if still else drawn, persistent=False)
         if not self.residual:
-            self._put(weights, shift_of(self._vector, *(model.get_buffer(name) for name in PARTS), False))  # type: ignore[arg-type]
+            self._put(weights, self._shift({name: model.get_buffer(name) for name in PARTS}, False))
         if self.alpha:
             self._asked = ask(run, self, logits=True)
         return model
@@ -161,7 +161,11 @@ class Projection(Method):
                 why="Entry i of the vector must mean the same weight: same kind, size and number of labels.",
                 fix="a projection trained on a delta of the same method, settings and label count",
             )
-        return shift_of(self._vector, *(parts[name] for name in PARTS), bool(parts["residual"].item()))  # type: ignore[arg-type]
+        return self._shift(parts, bool(parts["residual"].item()))
+
+    def _shift(self, parts: Mapping[str, Tensor], residual: bool) -> Tensor:
+        first, second, bias = (parts[name].detach() for name in PARTS)
+        return shift_of(self._vector, first, second, bias, residual)
 
     @torch.no_grad()
     def _put(self, weights: Mapping[str, Tensor], shift: Tensor) -> None:
@@ -188,8 +192,7 @@ class Projection(Method):
         self._detach()
 
         def write(*_: Any) -> None:
-            parts = (self._map[name].detach() for name in PARTS)
-            self._put(self._weights(model), shift_of(self._vector, *parts, self.residual))  # type: ignore[arg-type]
+            self._put(self._weights(model), self._shift(self._map, self.residual))
 
         self._hooks.append(optimizer.register_step_post_hook(write))
 

@@ -35,7 +35,8 @@ from anytune.errors import MethodError
 from anytune.methods.outdated import outdated_of
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
-from anytune.models.permutation import Orders, Symmetry, match, moved_share, permute, permute_adapter, symmetries
+from anytune.models.matching import match
+from anytune.models.permutation import Orders, Symmetry, moved_share, permute, permute_adapter, symmetries
 
 if TYPE_CHECKING:
     from anytune.models.base import Base
