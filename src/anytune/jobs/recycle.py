@@ -295,8 +295,11 @@ def texts_without_labels(
             why="They would be passed over without a word.",
             fix="--method distill --set label_free=true",
         )
-    whole = isinstance(given, str | Path | Mapping)
-    texts = open_domain(given, heldout_fraction=0.0).texts if whole else given  # type: ignore[arg-type]
+    texts: Sequence[str | tuple[str, str]]
+    if isinstance(given, str | Path | Mapping):
+        texts = open_domain(given, heldout_fraction=0.0).texts
+    else:
+        texts = given
     pairs = task.train[0].text_pair is not None
     if not texts or any(isinstance(text, str) == pairs for text in texts):
         raise DataError(

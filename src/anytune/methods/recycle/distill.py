@@ -28,6 +28,7 @@ labels, it weighs a row by its labels, like the rest. alpha 0.7 and T 5 are in t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -92,7 +93,8 @@ class Distill(Method):
         Field(description="paper_code: the published code's losses, where a setting is left at its default"),
     ] = None
 
-    neutral = {"alpha": 0.0, "beta": 0.0}  # noqa: RUF012 - the old model is not even read
+    # the old model is not even read
+    neutral: ClassVar[Mapping[str, Any] | None] = {"alpha": 0.0, "beta": 0.0}
     begins: ClassVar[Literal["moved", "made", "fresh"]] = "fresh"
 
     def __post_init__(self) -> None:
@@ -133,7 +135,8 @@ class Distill(Method):
         return model
 
     def _fit_widths(self, model: nn.Module, run: Run, asked: Asked) -> None:
-        hidden = int(run.anatomy.backbone(model).config.hidden_size)
+        body: Any = run.anatomy.backbone(model)
+        hidden = int(body.config.hidden_size)
         if hidden != asked.width and not self.projection:
             raise MethodError(
                 f"the new base's hidden states are {hidden} wide, the old one's {asked.width}",

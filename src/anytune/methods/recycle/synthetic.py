@@ -98,8 +98,8 @@ class Synthetic(Distill):
         written = iter(self._rewritten(pieces, writer, tokenizer, run, generator))
         made = [_like(one, next(written), next(written) if one.text_pair is not None else None) for one in patterns]
         if self.keep < 1:
-            vectors = [self._vectors(some, writer, tokenizer, run) for some in (real, made)]
-            best = look_real(*vectors).argsort(descending=True, stable=True)[: self.texts]
+            kept, others = (self._vectors(some, writer, tokenizer, run) for some in (real, made))
+            best = look_real(kept, others).argsort(descending=True, stable=True)[: self.texts]
             made = [made[place] for place in sorted(best.tolist())]
         return made
 
