@@ -59,8 +59,11 @@ def main() -> None:
                 name=f"{name}-{form}",
             )  # fmt: skip
             print(name, form, deltas[name, form].manifest.scores["test"], flush=True)
-    for steps, rate in UPGRADES:
-        for domain in DOMAINS:
+    for turn in range(len(UPGRADES)):
+        for place, domain in enumerate(DOMAINS):
+            steps, rate = UPGRADES[
+                (place + turn) % len(UPGRADES)
+            ]  # short and long ones in turn: a part says something
             upgrade = f"{domain}, {steps} steps at {rate:g}"
             left = [(name, form) for name, form in deltas if (upgrade, name, form) not in done]
             if not left:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -117,3 +119,18 @@ def test_rows_that_say_nothing_are_refused():
     with pytest.raises(DataError, match="1 upgrades"):
         coverage(reuses(upgrades=1), "texts")
     assert delta_size(1.0, 4.0) == 0.25
+
+
+def test_an_upgrade_unlike_all_others_is_missed_when_it_is_left_out():
+    """Its own rows would give it away; the others know nothing of it."""
+    rows = reuses(upgrades=9, each=20)
+    odd = [replace(row, drop=0.9) for row in reuses(upgrades=1, each=20, seed=5)]
+    odd = [replace(row, upgrade="odd") for row in odd]
+    found = coverage([*rows, *odd], "texts")
+    assert found.covered is not None
+    assert found.covered <= 0.9
+    alone = fit([*rows], "texts")
+    assert all(alone.forecast(row).high < 0.9 for row in odd)
+    # nine upgrades of twenty may all be covered, the odd one never
+    inside = found.covered * found.bounded
+    assert inside <= 180
