@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from anytune.jobs.pretrain import pretrain as pretrain
     from anytune.jobs.recipes import run as run
     from anytune.jobs.recycle import recycle as recycle
+    from anytune.jobs.recycle_grid import recycle_grid as recycle_grid
     from anytune.jobs.report import report as write_report  # noqa: F401
     from anytune.jobs.transfer import rank as rank_sources  # noqa: F401
     from anytune.jobs.transfer_grid import transfer_grid as transfer_grid
@@ -63,6 +64,7 @@ _HOMES = {
     "transfer_grid": "anytune.jobs.transfer_grid",
     "recycle": "anytune.jobs.recycle",
     "recycle_chain": "anytune.jobs.chain",
+    "recycle_grid": "anytune.jobs.recycle_grid",
     "upgrade": "anytune.jobs.upgrade",
     "diagnose": "anytune.jobs.diagnose",
     "load": "anytune.jobs.load",
