@@ -54,11 +54,11 @@ def _cheapest(costs: np.ndarray) -> np.ndarray:
     reduced = costs - of_column
     of_row, nearest = reduced.min(axis=1), reduced.argmin(axis=1)
     column_of, row_of = np.full(count, -1), np.full(count, -1)
-    for row, column in enumerate(nearest):
+    for first, column in enumerate(nearest.tolist()):
         if row_of[column] < 0:
-            column_of[row], row_of[column] = column, row
-    for row in np.flatnonzero(column_of < 0):
-        _augment(int(row), costs, of_row, of_column, column_of, row_of)
+            column_of[first], row_of[column] = column, first
+    for row in np.flatnonzero(column_of < 0).tolist():
+        _augment(row, costs, of_row, of_column, column_of, row_of)
     return column_of
 
 

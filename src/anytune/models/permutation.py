@@ -133,7 +133,7 @@ def _members(
         last = module.rpartition(".")[2]
         if prefix is None or field not in ("weight", "bias") or (field == "weight" and len(shape) != 2):
             continue
-        mine = roles.get(last, ())
+        mine: tuple[Role, ...] = roles.get(last, ())
         if roles is _FEED_FORWARD and last == "dense":  # BERT's kinds call up and down by one name, in two places
             mine = ("up",) if "intermediate" in prefix else ("down",)
         for place, role in enumerate(mine):

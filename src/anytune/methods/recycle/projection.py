@@ -118,7 +118,9 @@ class Projection(Method):
         self._names, self._start = list(weights), {name: one.detach().clone() for name, one in weights.items()}
         parts = [differences.get(run.anatomy.canonical(name), self._start[name]) for name in weights]
         self._vector = torch.cat([part.detach().float().flatten() for part in parts])
-        self._layout, self._asked, self._last = layout_of(weights), None, {}
+        self._layout = layout_of(weights)
+        self._asked: Asked | None = None
+        self._last: dict[str, Tensor] = {}
         self._hooks: list[Any] = []
         self._held: dict[str, Tensor] = {}
         if run.projection is not None:
@@ -209,8 +211,7 @@ class Projection(Method):
         """The labels' term with its share, and the distance to what the old model said."""
         if self._asked is None:
             return terms
-        asked: Asked = self._asked.to(batch["input_ids"].device)
-        self._asked = asked
+        asked = self._asked = self._asked.to(batch["input_ids"].device)
         found = {name: term for name, term in terms.items() if name != "loss"}
         if self.alpha < 1:
             found = {"loss": (1 - self.alpha) * terms["loss"], **found}
