@@ -28,7 +28,7 @@ def recycle_chain(
     delta: Entry | Source,
     base: Base | Entry | Source,
     *,
-    via: Literal["parents"] | Sequence[Base | Entry | Source] = PARENTS,
+    via: Literal["parents"] | Sequence[Base | Entry | Source] = "parents",
     store: Store | Source | None = None,
     old_base: Base | Entry | Source | None = None,
     seeds: Sequence[int] | None = None,
@@ -153,4 +153,6 @@ def _ancestors(manifest: Manifest | None, store: Store) -> list[Entry]:
 
 def stops_given(via: Sequence[str]) -> Literal["parents"] | list[str | Path]:
     """What ``--via`` was given, as ``recycle_chain`` takes it."""
-    return PARENTS if list(via) == [PARENTS] else list(via)
+    if list(via) == [PARENTS]:
+        return "parents"
+    return [*via]

@@ -45,7 +45,8 @@ class BottleneckConfig:
             DeltaError: it holds other settings, or values out of their limits.
         """
         known = isinstance(record, Mapping) and set(record) == {"width", "activation"}
-        width, activation = (record["width"], record["activation"]) if known else (None, None)
+        width: Any = record["width"] if known else None
+        activation: Any = record["activation"] if known else None
         if type(width) is not int or not 0 < width <= LARGEST or activation not in get_args(Activation):
             raise DeltaError(
                 f"the settings of its bottleneck adapters are {str(record)[:100]}",

@@ -203,10 +203,13 @@ class FullDelta:
         if not lost or not all(name in held for name in lost):
             return self
         own = {self.anatomy.in_model(name): self._sum(name, held[name], 1.0, exact=True) for name in lost}
-        parts = ({name: one for name, one in part.items() if name not in lost}
-                 for part in (self.difference, self.corrections, self.body))  # fmt: skip
-        difference, corrections, body = parts
-        return replace(self, difference=difference, corrections=corrections, body=body, head={**self.head, **own})
+        return replace(
+            self,
+            difference={name: one for name, one in self.difference.items() if name not in lost},
+            corrections={name: one for name, one in self.corrections.items() if name not in lost},
+            body={name: one for name, one in self.body.items() if name not in lost},
+            head={**self.head, **own},
+        )
 
     def save(self, folder: Path) -> Path:
         """Write ``delta.safetensors`` into a folder (made if missing); returns the file. Equal deltas, equal bytes.
