@@ -14,6 +14,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/concepts.md",
     "docs/diagnose.md",
+    "docs/recycling.md",
     "docs/stability.md",
     "docs/transfer.md",
     "docs/upgrade.md",
