@@ -107,5 +107,12 @@ def _print(record: dict[str, Any]) -> None:
             show.say(f"{one['reference']}: {one['refusal']}", file=sys.stderr)
         for note in one["notes"]:
             show.say(f"note: {one['reference']}: {note}", file=sys.stderr)
+    forecasts = [one["forecast"] for one in record["deltas"] if one["forecast"]]
+    if forecasts:
+        first = forecasts[0]
+        show.say(
+            f"predicted loss: a forecast with its {first['level']:.0%} interval, learned from {first['reuses']} direct "
+            f"reuses over {first['upgrades']} upgrades ({record['forecast_source'] or 'your own'})"
+        )
     for verdict in dict.fromkeys(one["verdict"] for one in record["deltas"]):
         show.say(f"{verdict}: {MEANING[verdict]}")

@@ -22,6 +22,8 @@ from anytune.errors import BaseError
 from anytune.models.anatomy import Anatomy
 from anytune.models.base import Base
 
+#: Numbers handled at a time: bounds the fp64 copies whatever the size of a tensor.
+CHUNK = 1 << 22
 #: Settings of a config that say where it came from, not what it computes.
 _NO_SHAPE = frozenset({
     "_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures", "use_cache",
@@ -43,13 +45,14 @@ class Sums:
 
     def add(self, old: Tensor, new: Tensor) -> None:
         """Count two tensors of one shape in."""
-        before, after = old.double().reshape(-1), new.double().reshape(-1)
-        self.numbers += before.numel()
-        self.old += float(before @ before)
-        self.new += float(after @ after)
-        self.product += float(before @ after)
-        change = after - before
-        self.difference += float(change @ change)
+        self.numbers += old.numel()
+        pieces = zip(old.reshape(-1).split(CHUNK), new.reshape(-1).split(CHUNK), strict=True)
+        for before, after in ((left.double(), right.double()) for left, right in pieces):
+            self.old += float(before @ before)
+            self.new += float(after @ after)
+            self.product += float(before @ after)
+            change = after - before
+            self.difference += float(change @ change)
 
     def plus(self, other: Sums) -> Sums:
         """Both together."""

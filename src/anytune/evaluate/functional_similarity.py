@@ -131,8 +131,8 @@ def head_similarity(first: Tensor, second: Tensor, queries: Tensor, keys: Tensor
     similar = 1 - js.clamp(min=0) / _LOG2
     lengths = torch.linalg.vector_norm(left, dim=-1) * torch.linalg.vector_norm(right, dim=-1)
     cosine = (left * right).sum(dim=-1) / lengths.clamp(min=1e-12)
-    counted = queries[:, None, :]
-    summed = (torch.where(counted, one.double(), 0.0).sum(dim=(0, 2)).cpu() for one in (similar, cosine))
+    similar, cosine, counted = _wide(similar), _wide(cosine), queries[:, None, :]
+    summed = (torch.where(counted.to(one.device), one, 0.0).sum(dim=(0, 2)).cpu() for one in (similar, cosine))
     return next(summed), next(summed)
 
 
@@ -141,6 +141,11 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     moments = _Moments()
     moments.add(first, second)
     return moments.cka()
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In fp64; on the CPU where the device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def _entropy(shares: Tensor) -> Tensor:
@@ -156,7 +161,7 @@ class _Moments:
     products: Any = None
 
     def add(self, left: Tensor, right: Tensor) -> None:
-        x, y = left.double(), right.double()
+        x, y = _wide(left), _wide(right)
         means = (x.sum(dim=0), y.sum(dim=0))
         products = (x.T @ y, x.T @ x, y.T @ y)
         self.n += len(x)
