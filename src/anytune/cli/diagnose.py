@@ -111,7 +111,7 @@ def _print(record: dict[str, Any]) -> None:
     if forecasts:
         first = forecasts[0]
         show.say(
-            f"predicted loss: a forecast with its {first['level']:.0%} interval, learned from {first['reuses']} direct "
+            f"predicted loss: a forecast with a {first['level']:.0%} interval, learned from {first['reuses']} direct "
             f"reuses over {first['upgrades']} upgrades ({record['forecast_source'] or 'your own'})"
         )
     for verdict in dict.fromkeys(one["verdict"] for one in record["deltas"]):
