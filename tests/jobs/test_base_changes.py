@@ -13,6 +13,7 @@ from anytune.errors import BaseError, DataError, DeltaError, StoreError, WrongBa
 from anytune.jobs.opening import open_base
 from anytune.jobs.tuning import load_delta
 from anytune.manifests import file_hashes
+from anytune.models.adapters import merge as merge_adapter
 from tests.jobs.upgraded import changed, nudged, other_shape, positions, renumbered
 
 TRAINING = {"steps": 12, "learning_rate": 5e-3, "batch_size": 8, "max_length": 32, "precision": "fp32",
@@ -228,3 +229,98 @@ def test_a_base_that_was_not_made_from_the_deltas_is_no_chain_by_itself(shelf, o
     with pytest.raises(StoreError, match=r"was not made from .*[\s\S]*--via BASE"):
         anytune.recycle_chain(shelf.delta("lora"), other_base, store=shelf.store, method="direct", task=shelf.task,
                               old_base=shelf.base)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ PEFT's own starts
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory, shelf):
+    """A base with a pooler, so that PEFT alone keeps a whole head."""
+    draw = torch.Generator().manual_seed(3)
+    pooler = {"bert.pooler.dense.weight": torch.randn(32, 32, generator=draw) * 0.1, "bert.pooler.dense.bias":
+              torch.zeros(32)}  # fmt: skip
+    return changed(shelf.base, tmp_path_factory.mktemp("pooled") / "old", lambda state: {**state, **pooler})
+
+
+def made_elsewhere(base, folder, **settings):
+    """A PEFT folder as PEFT alone makes it, every trained weight moved."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    from anytune import compat
+
+    with compat.seeded(4), compat.quiet_transformers():
+        plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+        model = get_peft_model(plain, LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], **settings))
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight.add_(torch.randn(weight.shape) * 0.1)
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("start", [True, "pissa", "olora"])
+def test_whatever_a_lora_was_started_by_the_matrices_get_what_tuning_added(start, shelf, pooled, tmp_path):
+    from anytune.store.importing import import_adapter
+
+    store = anytune.Store(tmp_path / "store")
+    base, new = open_base(pooled), nudged(pooled, tmp_path / "new")
+    folder = made_elsewhere(pooled, tmp_path / "theirs", init_lora_weights=start)
+    labels = shelf.delta("full").manifest.label_names
+    entry = import_adapter(store, folder, base, label_names=labels, kind="classification")
+    [moved] = anytune.recycle(entry, new, store=store, method="direct", task=shelf.task, old_base=pooled)
+    assert any("a LoRA of rank 4" in note for note in moved.manifest.notes) == (start is not True)
+    name = "bert.encoder.layer.1.attention.self.query.weight"
+    tuned = [merge_adapter(anytune.load(one, store=store, base=where)[0]).state_dict()[name]
+             for one, where in ((entry, pooled), (moved, new))]  # fmt: skip
+    plain = [open_base(where).tensors()[name.removeprefix("bert.")] for where in (pooled, new)]
+    torch.testing.assert_close(tuned[1] - plain[1], tuned[0] - plain[0], rtol=1e-3, atol=1e-5)
+    assert (tuned[0] - plain[0]).abs().max() > 0.01
+    [more] = anytune.recycle(entry, new, store=store, method="initialize", task=shelf.task, old_base=pooled,
+                             training={"steps": 2, "batch_size": 8})  # fmt: skip
+    anytune.load(more, store=store, base=new)
+
+
+def test_dora_is_recycled_and_what_was_cut_out_by_chance_is_refused(shelf, pooled, tmp_path):
+    from anytune.store.importing import import_adapter
+
+    store, new = anytune.Store(tmp_path / "store"), nudged(pooled, tmp_path / "new")
+    labels = shelf.delta("full").manifest.label_names
+    found = {}
+    for name, settings in (("dora", {"use_dora": True}), ("drawn", {"init_lora_weights": "pissa_niter_2"})):
+        folder = made_elsewhere(pooled, tmp_path / name, **settings)
+        found[name] = import_adapter(store, folder, open_base(pooled), label_names=labels, kind="classification")
+    given = {"store": store, "method": "direct", "task": shelf.task, "old_base": pooled}
+    [moved] = anytune.recycle(found["dora"], new, **given)
+    names = [name for name in load_delta(moved).tensors if "magnitude" in name]
+    assert any(not torch.equal(load_delta(moved).tensors[name], load_delta(found["dora"]).tensors[name])
+               for name in names)  # fmt: skip
+    anytune.load(moved, store=store, base=new)
+    with pytest.raises(DeltaError, match=r"started by 'pissa_niter_2'[\s\S]*merge it into its own base"):
+        anytune.recycle(found["drawn"], new, **given)
+
+
+# ------------------------------------------------------------------------------------------------ on a command line
+
+
+def test_the_command_goes_hop_by_hop_and_refuses_what_cannot_be_in_one_line(shelf, tmp_path, cli):
+    first, second = nudged(shelf.base, tmp_path / "first", 1), nudged(shelf.base, tmp_path / "second", 2)
+    words = ("recycle", shelf.delta("lora").reference, "--task", shelf.task, "--old-base", shelf.base, "--store",
+             shelf.store, "--method", "direct", "--quiet")  # fmt: skip
+    answer = cli(*words, "--base", second, "--via", first, "--json")
+    assert answer.code == 0, answer.err
+    bases = [entry.manifest.base.name for entry in anytune.Store(shelf.store).find("delta")]
+    assert {"first", "second"} <= set(bases)
+    deeper = other_shape(tmp_path / "deeper", num_hidden_layers=3)
+    for options, said in (
+        (("--base", deeper), "depth: 2 became 3"),
+        (("--base", second, "--via", second), "has base second twice"),
+        (("--base", second, "--via", "parents"), "was not made from"),
+        (("--base", second, "--label-names", "animal,plant,cloud"), "cloud"),
+    ):
+        answer = cli(*words, *options)
+        assert answer.code == 2, answer
+        assert said in answer.err, answer.err
+        assert "Traceback" not in answer.err

@@ -83,9 +83,12 @@ def moved(entry: Entry, old: Base, new: Base, own: AnyDelta | None = None) -> An
     return _with_head_for(new, _with_lost_pooler(landed, old, new, _kind(entry)), entry)
 
 
-def moving_notes(old: Base, new: Base, order: Sequence[int] | None) -> list[str]:
-    """What a manifest should say about how the bases, or the labels, differ."""
+def moving_notes(old: Base, new: Base, order: Sequence[int] | None, own: AnyDelta | None = None) -> list[str]:
+    """What a manifest should say about how the bases, the labels or the form of the weights (``own``) differ."""
     notes = []
+    if isinstance(own, AdapterDelta) and is_convertible(own) and old.identity.backbone != new.identity.backbone:
+        start, rank = own.config["init_lora_weights"], own.config.get("r", 8)
+        notes.append(f"started by '{start}' at rank {rank}; what it added to its base is a LoRA of rank {2 * rank}")
     try:
         words = changed_words(old, new)
     except AnytuneError:

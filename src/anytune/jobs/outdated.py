@@ -89,7 +89,7 @@ class Moving:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What a manifest should say about how words and labels differ."""
-        return tuple(moving_notes(self.old, self.new, self.order))
+        return tuple(moving_notes(self.old, self.new, self.order, self.own))
 
     def install(self, model: nn.Module, scale: float = 1.0) -> nn.Module:
         """See ``OutdatedWeights.install``."""

@@ -12,6 +12,8 @@ from anytune.jobs.tuning import load_delta
 from anytune.jobs.use_forecasts import forecast_writing
 from anytune.models.bottleneck import bottlenecks_of
 from anytune.models.fingerprint import fingerprint_state
+from anytune.store import Store
+from anytune.store.importing import import_folder
 
 TRAINING = {"steps": 6, "learning_rate": 5e-3, "batch_size": 8, "max_length": 32, "precision": "fp32",
             "keep": "last"}  # fmt: skip
@@ -81,3 +83,6 @@ def test_it_is_exported_as_it_is_and_never_merged(shelf, tiny_base, tmp_path):
     out = anytune.export(entry, tmp_path / "out", store=store, base=tiny_base)
     assert (out / "delta.safetensors").read_bytes() == (entry.folder / "delta.safetensors").read_bytes()
     assert not (tmp_path / "merged").exists()
+    [again] = import_folder(Store(tmp_path / "other"), out, open_base(tiny_base))
+    assert again.manifest.id == entry.manifest.id
+    anytune.load(again, store=tmp_path / "other", base=tiny_base)
