@@ -285,8 +285,8 @@ def ask(
 
 def _rows(batches: Any, outdated: Any) -> Any:
     """(the student's batch, the teacher's batch) of every training row once; the same object for equal tokenizers."""
-    encoded = getattr(batches, "encoded", None)
-    read = encoded if encoded is None else outdated.teacher_rows(encoded)
+    encoded: Any = getattr(batches, "encoded", None)
+    read: Any = encoded if encoded is None else outdated.teacher_rows(encoded)
     if read is encoded:
         yield from ((batch, batch) for batch in distinct_batches(batches))
         return
