@@ -58,7 +58,7 @@ def training(smoke: bool) -> dict[str, Any]:
 def step(model: str, folder: Path, cycles: int, smoke: bool) -> list[dict[str, Any]]:
     """Steps of the methods that learn from the old model, beside plain tuning."""
     base, settings = anytune.open_base(model), training_settings(training(smoke))
-    task = load_task("sample:hpo").subset(train_size=320, seed=0)
+    task = load_task("sample:hpo", limit=400).subset(train_size=320, seed=0)
     [entry] = anytune.tune(base, task, store=folder, training={**training(smoke), "steps": 5})
     encoded, runtime = EncodedTask.of(task, base, settings.max_length), make_runtime("fp32")
     batches, moving = ExampleBatches(encoded.train, settings.batch_size, 0), Moving(entry, base, base)
@@ -80,7 +80,7 @@ def step(model: str, folder: Path, cycles: int, smoke: bool) -> list[dict[str, A
 def path(model: str, folder: Path, smoke: bool) -> dict[str, Any]:
     """The 26-point line between two tuned models."""
     base = anytune.open_base(model)
-    task = load_task("sample:hpo").subset(train_size=320, seed=0)
+    task = load_task("sample:hpo", limit=400).subset(train_size=320, seed=0)
     ends = [
         anytune.tune(base, task, store=folder, seeds=[seed], training={**training(smoke), "steps": 5})[0]
         for seed in (0, 1)
@@ -155,7 +155,7 @@ def real_tasks(count: int) -> list[Task]:
         if len(found) == count:
             break
         try:
-            found.append(load_task(f"sample:{name}").subset(train_size=800, seed=0))
+            found.append(load_task(f"sample:{name}", limit=1000).subset(train_size=800, seed=0))
         except AnytuneError as problem:
             tell(f"sample:{name} left out: {problem.what}")
     return found

@@ -7,6 +7,7 @@ import pytest
 from anytune.errors import SettingsError
 from anytune.jobs.upgrade_steps import (
     Attempt,
+    best_coefficient,
     decide,
     goal_of,
     ladder,
@@ -88,6 +89,26 @@ def test_nothing_is_taken_where_everything_failed():
 def test_attempts_come_back_from_their_records():
     one = Attempt("scale", 0.0, 1.5, {"accuracy": 0.0}, {"coefficient": 0.5}, None)
     assert Attempt(**{"score": None, **one.record()}) == one
+
+
+@pytest.mark.parametrize(
+    ("values", "enough", "best", "asked"),
+    [
+        ({0.75: 0.6, 0.5: 0.7, 0.25: 0.4, 1.25: 0.2}, 0.9, 0.5, [0.75, 0.5, 0.25, 1.25]),
+        ({0.75: 0.6, 0.5: 0.7}, 0.7, 0.5, [0.75, 0.5]),
+        ({0.75: 0.1, 1.25: 0.8}, 0.9, 1.25, [0.75, 1.25]),
+        ({0.75: 0.5, 0.5: 0.5, 0.25: 0.4, 1.25: 0.5}, 0.9, 1.0, [0.75, 0.5, 0.25, 1.25]),
+    ],
+)
+def test_coefficients_are_walked_away_from_1_as_long_as_that_helps(values, enough, best, asked):
+    seen = []
+
+    def value(coefficient):
+        seen.append(coefficient)
+        return values[coefficient]
+
+    assert best_coefficient(value, 0.5, enough) == best
+    assert seen == asked
 
 
 def test_spans_and_shares():

@@ -73,7 +73,7 @@ def forecast_upgrade(
     wanted = [step.name for step in STEPS if step.share and (only is None or step.name in only)]
     for entry in entries:
         manifest = entry.manifest
-        known = {"delta": entry.reference, "task": manifest.task.name if manifest.task else "",
+        known: dict[str, Any] = {"delta": entry.reference, "task": manifest.task.name if manifest.task else "",
                  "method": "+".join(one.name.rpartition("/")[2] for one in manifest.methods)}  # fmt: skip
         if entry.id in made:
             found.append(Awaited(**known, state="stored"))

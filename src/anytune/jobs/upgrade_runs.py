@@ -21,7 +21,7 @@ from anytune.jobs.scoring import Scorer
 from anytune.jobs.tune import tune
 from anytune.jobs.tuning import AnyDelta, load_delta
 from anytune.jobs.upgrade_shelf import Found, Shelf
-from anytune.jobs.upgrade_steps import BY_NAME, COEFFICIENTS, Attempt, goal_of, reaches, worth
+from anytune.jobs.upgrade_steps import BY_NAME, Attempt, best_coefficient, goal_of, reaches, worth
 from anytune.methods import registry
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
@@ -151,12 +151,17 @@ def _on_new(bench: Bench, entry: Entry, found: Found) -> None:
         shelf.note(entry, found)
     if reaches(kept.score, goal, metric) or not found.scales or shelf.time_is_up():
         return
-    tried, spent = {1.0: dict(kept.scores)}, 0.0
-    for coefficient in COEFFICIENTS:
+    tried: dict[float, Mapping[str, float | None]] = {1.0: kept.scores}
+    spent = 0.0
+
+    def value(coefficient: float) -> float:
+        nonlocal spent
         part = scaled(delta, coefficient, shelf.new_base)
         tried[coefficient], seconds = bench.score(shelf.new_base, part, entry, sample)
         spent += seconds
-    best = min(tried, key=lambda one: (-worth(tried[one][metric], metric), abs(one - 1.0), one))
+        return worth(tried[coefficient][metric], metric)
+
+    best = best_coefficient(value, worth(kept.score, metric), worth(goal, metric))
     settings = {"coefficient": best, "tried": {f"{one:g}": scores[metric] for one, scores in sorted(tried.items())}}
     found.attempts.append(_scored("scale", metric, tried[best], spent, settings))
 
@@ -216,7 +221,11 @@ def _kind(entry: Entry) -> tuple[Any, list[str]]:
 
 
 def _scored(
-    step: str, metric: str, scores: Mapping[str, float], seconds: float, settings: Mapping[str, Any] | None = None
+    step: str,
+    metric: str,
+    scores: Mapping[str, float | None],
+    seconds: float,
+    settings: Mapping[str, Any] | None = None,
 ) -> Attempt:
     return Attempt(step, scores[metric], round(seconds, 3), scores, settings or {})
 

@@ -128,7 +128,7 @@ class Shelf:
     def source(self, entry: Entry) -> Any:
         """What the user or the manifest says the task's data are; None where neither does."""
         task = entry.manifest.task
-        for name in (entry.reference, entry.name, task.name if task else None):
+        for name in (entry.reference, entry.name, task.name if task else ""):
             if name in self.tasks:
                 return self.tasks[name]
         return task.ref if task else None

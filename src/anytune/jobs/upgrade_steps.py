@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -195,6 +195,34 @@ def decide(
         return Decision(None, None, old, goal, flag, f"nothing could be made of it ({problem}); {why}")
     said = f"{best.step} scores {best.score:.4g}, not {allowed}; {why}"
     return Decision(best.step, best.score, old, goal, flag, said)
+
+
+def best_coefficient(value: Callable[[float], float], whole: float, enough: float) -> float:
+    """The coefficient of :data:`COEFFICIENTS` and 1 with the highest value, walking away from 1.
+
+    A difference that fits less the further it is scaled down will not fit better still further down: each direction is
+    followed as long as it gets no worse, and the walk ends where ``enough`` is reached. Of equal values the one
+    nearest to 1 is taken.
+
+    Args:
+        value: coefficient -> what it is worth, higher is better; asked at most once for each.
+        whole: what 1 is worth.
+        enough: worth enough.
+    """
+    grid = sorted({1.0, *COEFFICIENTS})
+    best, highest = 1.0, whole
+    for way in (-1, 1):
+        place, last = grid.index(1.0) + way, whole
+        while 0 <= place < len(grid):
+            found = value(grid[place])
+            if found > highest:
+                best, highest = grid[place], found
+            if highest >= enough - ROUNDING:
+                return best
+            if found < last:
+                break
+            place, last = place + way, found
+    return best
 
 
 def share_of(text: str | float) -> float:
