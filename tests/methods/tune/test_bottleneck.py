@@ -7,6 +7,7 @@ import torch
 
 import anytune
 from anytune.errors import DeltaError, MethodError
+from anytune.jobs.model_card import model_card
 from anytune.jobs.opening import open_base
 from anytune.jobs.tuning import load_delta
 from anytune.jobs.use_forecasts import forecast_writing
@@ -86,3 +87,10 @@ def test_it_is_exported_as_it_is_and_never_merged(shelf, tiny_base, tmp_path):
     [again] = import_folder(Store(tmp_path / "other"), out, open_base(tiny_base))
     assert again.manifest.id == entry.manifest.id
     anytune.load(again, store=tmp_path / "other", base=tiny_base)
+
+
+def test_its_card_on_a_hub_does_not_promise_that_it_can_be_merged(shelf):
+    _, entry = shelf
+    card = model_card(entry.manifest, "owner/thin")
+    assert "Bottleneck adapters: " in card
+    assert "anytune merge" not in card
