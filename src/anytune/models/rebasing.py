@@ -37,8 +37,7 @@ def move_copy(copy: Tensor, old: Tensor, new: Tensor, rows: Rows | None = None) 
     if rows is None:
         return torch.where(arithmetic.same_bits(start, end), copy, arithmetic.add(new, step, copy.dtype))
     moved = arithmetic.add(new, rows.carry(step), copy.dtype)
-    same = arithmetic.same_bits(rows.carry(start), end) & rows.known.view(-1, *[1] * (end.dim() - 1))
-    return torch.where(same, rows.carry(copy), moved)
+    return torch.where(arithmetic.same_bits(rows.carry(start), end), rows.carry(copy), moved)
 
 
 def rescaled(magnitude: Tensor, old: Tensor, new: Tensor, transposed: bool = False) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,13 +44,6 @@ class Rows:
         shape = list(values.shape)
         shape[dim] = self.size
         return values.new_zeros(shape).index_copy_(dim, self.target, values.index_select(dim, self.source))
-
-    @cached_property
-    def known(self) -> Tensor:
-        """Which rows [size] of the new table the old one had."""
-        found = torch.zeros(self.size, dtype=torch.bool)
-        found[self.target] = True
-        return found
 
     def moves_nothing(self, length: int) -> bool:
         """Whether the old table, of ``length`` rows, is carried over as it is."""
