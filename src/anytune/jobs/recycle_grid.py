@@ -24,13 +24,15 @@ from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter, Silent
 from anytune.engine.settings import TrainingSettings
 from anytune.errors import SettingsError
-from anytune.evaluate.base_distance import base_distance
+from anytune.evaluate.base_distance import base_distance, weights_distance
 from anytune.evaluate.recycle_arms import against, sections
 from anytune.evaluate.recycle_claims import claims
 from anytune.evaluate.scores import number
 from anytune.jobs.arms import RUNS_NAME, TABLES_NAME, TASKS_NAME, predictions, read_lines, task_line, write_lines
 from anytune.jobs.command import Command
+from anytune.jobs.diagnose_delta import size_of
 from anytune.jobs.forecast import Forecast, standing_in, unwritten
+from anytune.jobs.moving import own_delta
 from anytune.jobs.opening import open_base, open_store
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recycle_design import FRESH, recycle_design
@@ -228,7 +230,7 @@ def run_lines(made: Made) -> Iterator[dict[str, Any]]:
         if task.content not in floors:
             floors[task.content] = floor_of(task), words_floor(task)
         arm = None if one.arm is None else made.design.arm(one.arm)
-        entry = made.entries[one.key] if one.plan is not None else None
+        entry, refused = made.entries.get(one.key), one.refused or made.refused.get(one.key)
         manifest = None if entry is None else entry.manifest
         yield {
             "arm": "old" if arm is None else arm.name, "control": made.design.control,
@@ -243,13 +245,24 @@ def run_lines(made: Made) -> Iterator[dict[str, Any]]:
             "words": floors[task.content][1], "curve": [] if entry is None else curve(entry),
             "steps": 0 if manifest is None else manifest.steps,
             "seconds": 0.0 if manifest is None else manifest.seconds,
-            "failed": "the old delta diverged" if manifest is None else manifest.failed,
+            "failed": manifest.failed if manifest else None if refused else "the old delta diverged",
+            "refused": refused,
             "run": None if manifest is None else manifest.run,
             "base": None if manifest is None else manifest.base.backbone,
             "methods": [] if manifest is None else [record_.model_dump() for record_ in manifest.methods],
             "learning_rate": None if manifest is None else manifest.training.get("learning_rate"),
             "predictions": [] if entry is None else predictions(entry, task),
+            **({"size": size_on(entry, made)} if arm is None else {}),
         }  # fmt: skip
+
+
+def size_on(entry: Entry | None, made: Made) -> float | None:
+    """How large an old delta is beside its base: what forecasts of direct reuse are learned from; None for prompts."""
+    if entry is None or entry.manifest.failed or entry.manifest.form == "scores":
+        return None
+    base = made.opened(None)
+    length = weights_distance(base.tensors(), base.tensors(), base.anatomy).whole.length
+    return size_of(own_delta(entry, base), base, entry, length)
 
 
 def curve(entry: Entry) -> list[list[float | None]]:
