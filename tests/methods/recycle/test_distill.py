@@ -340,6 +340,16 @@ def test_pairs_are_not_what_a_task_of_single_texts_reads(old_full, moving_bases,
             )  # fmt: skip
 
 
+def test_a_distillation_can_be_forecast(old_full, moving_bases, tiny_task):
+    before = sorted(store_of(old_full).folder.rglob("*"))
+    [forecast] = anytune.recycle(
+        old_full, moving_bases[1], store=store_of(old_full), task=tiny_task, training={**SHORT, "steps": 3},
+        method={"name": "distill", "temperature": 2.5}, dry_run=True,
+    )  # fmt: skip
+    assert (forecast.state, forecast.steps) == ("new", 3)
+    assert sorted(store_of(old_full).folder.rglob("*")) == before
+
+
 def test_nothing_to_learn_from_is_an_error():
     with pytest.raises(MethodError, match="label_free with alpha=0"):
         registry.create("recycle/distill", {"label_free": True, "alpha": 0.0})

@@ -23,7 +23,9 @@ is a mean over examples; the published code divides it by the number of classes 
 something else for each task: ``preset: paper_code`` restores that, with alpha 0.9, T 10, beta 10 (one cell of its
 grid, not its choice), the first token and no last layer. The teacher answers without dropout, gradients and labels.
 The hidden-state term is fp32 (the published code rounds it to fp16) and off by default. Where rows hold several
-labels, it weighs a row by its labels, like the rest. alpha 0.7 and T 5 are in the published grid and not tuned.
+labels, it weighs a row by its labels, like the rest. ``label_free`` speaks of training: a run that keeps its best
+step (``keep: best``) still chooses it by the validation labels. alpha 0.7 and T 5 are in the published grid and not
+tuned.
 """
 
 from __future__ import annotations
