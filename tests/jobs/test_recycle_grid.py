@@ -12,6 +12,7 @@ from anytune.errors import AnytuneError, SettingsError
 from anytune.evaluate.control_deltas import body_norm
 from anytune.evaluate.recycle_arms import NO_DELTA, NOTHING, against, sections
 from anytune.jobs import recycle_runs
+from anytune.jobs.direct_coefficients import read_reuses
 from anytune.jobs.recipes import load_recipe
 from anytune.jobs.recycle_design import check_recycle_arms, check_sizes
 from anytune.jobs.recycle_grid import record, recycle_grid, recycled_again
@@ -28,6 +29,8 @@ ARMS = {
     "initialize, random": {"recycle": "initialize", "weights": "random", "upgrades": ["near"], "seeds": [0]},
     "initialize, wrong": {"recycle": "initialize", "weights": "wrong-task", "upgrades": ["near"], "seeds": [0]},
     "initialize, mean": {"recycle": "initialize", "weights": "mean", "upgrades": ["near"], "seeds": [0]},
+    # a prompt has nothing that could be masked: those runs are refused, and the others go on
+    "masked": {"recycle": "masked", "upgrades": ["near"], "seeds": [0]},
     "direct, hop by hop": {"recycle": "direct", "hop": True, "upgrades": ["near", "far"], "forms": ["full"]},
 }  # fmt: skip
 UPGRADES = [{"name": "none"}, {"name": "near", "domains": ["DOMAIN"]},
@@ -80,6 +83,32 @@ def test_every_arm_upgrade_form_task_size_and_seed_is_a_line(made):
     assert {line["train"] for line in found.lines if line["new"] is None} == {42}
     assert all(line["old"] is None for line in lines_of(found, kind="fresh"))
     assert [row[0] for row in lines_of(found, arm="initialize")[0]["curve"]] == [0, 1, 2]
+
+
+def test_forecasts_of_direct_reuse_are_learned_from_its_folder(made):
+    found, folder, _ = made
+    learned = read_reuses([folder / "out"])
+    # two upgrades that change something, two forms, two tasks, two seeds
+    assert len(learned) == 16
+    assert {one.upgrade for one in learned} == {"out/near", "out/far"}
+    assert all((one.size or 0) > 0 for one in learned if one.form == "full")
+    assert all(one.size is None for one in learned if one.form == "prompt")
+    one = next(one for one in learned if one.upgrade == "out/far" and one.form == "full")
+    lines = {line["arm"]: line for line in lines_of(found, form="full", task=one.task, seed=0)
+             if line["arm"] == "old" or (line["arm"] == "direct" and line["upgrade"] == "far")}  # fmt: skip
+    assert one.drop == lines["old"]["test"] - lines["direct"]["test"]
+
+
+def test_runs_that_a_method_refuses_are_told_and_left_out(made):
+    found, _, _ = made
+    refused = [line for line in found.lines if line["refused"]]
+    assert {(line["arm"], line["form"]) for line in refused} == {("masked", "prompt")}
+    assert len(refused) == 2
+    assert all("nothing to mask" in line["refused"] for line in refused)
+    cases = {section.case.form: section for section in sections(found.lines)}
+    assert "masked" in cases["full"].arms
+    assert "masked" not in cases["prompt"].arms
+    assert "nothing to mask" in found.tables.split("Runs that were refused")[1]
 
 
 def test_on_an_unchanged_base_direct_reuse_is_the_old_model(made):
@@ -162,8 +191,10 @@ def test_paths_lie_between_the_old_model_and_the_run(made):
 
 def test_nothing_is_made_again(made, monkeypatch, tmp_path, tiny_base):
     found, _, given = made
-    monkeypatch.setattr(recycle_runs, "make_runs", lambda **_: pytest.fail("a run was made again"))
+    made_again = []
+    monkeypatch.setattr(recycle_runs, "make_runs", lambda calls, reporter: made_again.extend(calls))
     again = recycle_grid(tiny_base, out=tmp_path / "out", **given)
+    assert [call["method"] for call in made_again] == ["masked"] * 2, "what was refused is asked again"
     assert list(again.lines) == list(found.lines)
     assert [line["path"]["points"] for line in again.paths] == [line["path"]["points"] for line in found.paths]
 

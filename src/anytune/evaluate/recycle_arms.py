@@ -6,7 +6,8 @@ weights on the old base; "fresh": tuned on the new base from nothing; "recycle")
 of the upgrade before, not of the first base), ``upgrade`` (None for "outdated"), ``same_base`` (it changed nothing),
 ``form``, ``task``, ``metric``, ``old`` and ``new`` (the data of the old delta and of this run; None where there is
 none), ``seed``, ``validation``, ``test``, ``floor``, ``curve`` (of validation: ``[step, seconds, score]``), ``steps``,
-``seconds``, ``failed`` and ``predictions``. Scores are raw, None where a run diverged.
+``seconds``, ``failed``, ``predictions`` and ``refused`` (why the method can do nothing with the delta: such a line is
+left out). Scores are raw, None where a run diverged.
 
 A **case** is a form with its old and new data. Within a case the runs of one task and seed are paired over arms: with
 one seed an arm draws the same rows, order and head. A pair of (upgrade, task) is a column; columns of one task share
@@ -104,7 +105,7 @@ class Section:
 
 def sections(lines: Iterable[Line]) -> list[Section]:
     """The cases of a grid, in the order of their first lines."""
-    lines = list(lines)
+    lines = [line for line in lines if not line.get("refused")]
     control = lines[0]["control"]
     outdated = [line for line in lines if line["kind"] == "outdated"]
     fresh = [line for line in lines if line["kind"] == "fresh"]

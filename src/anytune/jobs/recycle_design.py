@@ -328,7 +328,7 @@ def _arm(
         return tuple(one for one in known if one in chosen)
 
     fresh, method = bool(given.get("fresh")), given.get("recycle")
-    if not fresh:
+    if method is not None:
         registry.parse(method, "recycle", base.anatomy.model_type)
     training_settings(given.get("training"))
     return RecycleArm(
@@ -370,7 +370,7 @@ def check_connect(
     if not isinstance(given, Mapping) or not given.get("arms"):
         raise SettingsError(f"connect = {given!r}", fix="connect: {arms: [fresh, initialize], seeds: [0]}")
     _check_keys(given, CONNECT_KEYS, "connect")
-    wanted: dict[str, tuple[Any, ...]] = {}
+    wanted: dict[str, Any] = {}
     known: dict[str, Sequence[Any]] = {
         "arms": [arm.name for arm in arms], "old": sizes[0], "new": sizes[1], "seeds": seeds
     }  # fmt: skip

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from anytune.data.batches import evaluation_batches
 from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter
@@ -30,8 +28,8 @@ def path_lines(made: Made, tell: Reporter) -> Iterator[dict[str, Any]]:
         old = one.old or next(iter(connect.old), "")
         if one.arm not in connect.arms or not connect.wants(one.arm, old, one.new, one.seed):
             continue
-        before, after = made.old.get((one.form, one.task, old, one.seed)), made.entries[one.key]
-        if before is None or after.manifest.failed:
+        before, after = made.old.get((one.form, one.task, old, one.seed)), made.entries.get(one.key)
+        if before is None or after is None or after.manifest.failed:
             continue
         tell.say(f"path: {one.arm} on {one.upgrade}, {one.form}, {one.task}, seed {one.seed}")
         yield {
@@ -52,17 +50,17 @@ def between(made: Made, one: Planned, before: Entry, after: Entry) -> dict[str, 
     length = int(after.manifest.training.get("max_length", 128))
     part = few_rows(one.part, connect.texts)
     encoded = EncodedTask.of(part, new_base, length)
-    models: list[nn.Module] = [
+    first, second = (
         load(entry, store=made.store, base=base, check=False)[0].to(runtime.device)
         for entry, base in ((before, old_base), (after, new_base))
-    ]  # fmt: skip
+    )
     scorer = Scorer(task=part, encoded=encoded.test, split="test", base=new_base, batch_size=64, runtime=runtime)
     found: dict[str, Any] = {"path": None, "similarity": None, "problem": None}
     try:
-        alike = functional_similarity(*models, evaluation_batches(encoded.test, 64), new_base.anatomy, runtime)
+        alike = functional_similarity(first, second, evaluation_batches(encoded.test, 64), new_base.anatomy, runtime)
         found["similarity"] = alike.record()
-        ends = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in models]
-        walked = path_between(models[1], *ends, lambda model: scorer(model)[0], points=connect.points)
+        start, end = first.state_dict(), second.state_dict()
+        walked = path_between(second, start, end, lambda model: scorer(model)[0], points=connect.points)
         found["path"] = walked.record()
     except AnytuneError as problem:
         found["problem"] = problem.what

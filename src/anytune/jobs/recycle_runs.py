@@ -12,7 +12,7 @@ from anytune.data.tasks import Task
 from anytune.engine.fanout import Unit, run_units, worker_count
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import total_steps, training_settings
-from anytune.errors import SettingsError
+from anytune.errors import DeltaError, MethodError, SettingsError
 from anytune.evaluate.control_deltas import mean_delta, random_delta, with_body_of
 from anytune.jobs.command import Command
 from anytune.jobs.failures import failures_kept
@@ -44,6 +44,7 @@ class Planned:
         call: the arguments of the job's function, and ``job``.
         plan: the run itself, without the weights it stands on; None where these diverged.
         key: the run key; empty where there is no run.
+        refused: why the method cannot do anything with the delta; empty where it can.
     """
 
     arm: str | None
@@ -57,6 +58,7 @@ class Planned:
     call: Mapping[str, Any]
     plan: TuningPlan | None
     key: str = ""
+    refused: str = ""
 
 
 #: What an old delta is known by: form, task, data, seed.
@@ -78,6 +80,8 @@ class Made:
     planned: list[Planned] = field(default_factory=list)
     #: run key -> the artefact
     entries: dict[str, Entry] = field(default_factory=dict)
+    #: run key -> why its method refused the delta
+    refused: dict[str, str] = field(default_factory=dict)
     old: dict[Known, Entry] = field(default_factory=dict)
     stand_ins: dict[tuple[str, Known], Entry] = field(default_factory=dict)
     #: (arm, upgrade, old, new, form, task, seed) -> what a hopping arm gave
@@ -286,7 +290,7 @@ def _tuned(
     made: Made, arm: RecycleArm | None, upgrade: str | None, form: Form, task: str, old: str | None, new: str | None,
     seed: int, *, keep: str,
 ) -> Planned:  # fmt: skip
-    part = made.part(task, old if arm is None else new or WHOLE, seed) if old or new else made.design.task(task)
+    part = made.part(task, (old if arm is None else new) or WHOLE, seed)
     tags = {"arm": "old"} if arm is None else {"arm": arm.name, "upgrade": str(upgrade)}
     settings = made.design.settings(form, arm)
     command = Command.of(made.store, made.opened(upgrade), part, training=settings, seeds=[seed], keeps_failure=True)
@@ -319,8 +323,11 @@ def _recycled(
         "store": str(made.store.folder), "tags": {"arm": arm.name, "upgrade": upgrade},
     }  # fmt: skip
     opened = {**given, "base": made.opened(upgrade), "old_base": made.opened(old_base), "store": made.store}
-    with failures_kept():
-        [plan], _ = recycling_plans(outdated, **opened)
+    try:
+        with failures_kept():
+            [plan], _ = recycling_plans(outdated, **opened)
+    except (DeltaError, MethodError) as problem:
+        return Planned(arm.name, upgrade, form.name, task, old, new, seed, part, {}, None, refused=problem.what)
     call = {"job": "recycle", "delta": outdated.folder, **given}
     # thousands of plans are held, and each would hold its delta
     light = replace(plan, outdated=None)
@@ -337,8 +344,8 @@ def keep_hops(made: Made, planned: Sequence[Planned]) -> None:
     for one in planned:
         if one.plan is None or one.arm is None or not made.design.arm(one.arm).hop:
             continue
-        entry = made.entries[one.key]
-        if not entry.manifest.failed and one.upgrade and one.old and one.new:
+        entry = made.entries.get(one.key)
+        if entry is not None and not entry.manifest.failed and one.upgrade and one.old and one.new:
             made.hops[one.arm, one.upgrade, one.old, one.new, one.form, one.task, one.seed] = entry
 
 
@@ -367,6 +374,9 @@ def make(
         else:
             make_runs([one.call for one in runs], reporter=tell)
         made.refresh()
+        for one in runs:
+            if one.key not in made.entries:  # its method refused, maybe in another process: ask it why
+                made.refused[one.key] = make_run(one.call, tell) or "it left nothing"
     made.planned += planned
 
 
@@ -379,14 +389,24 @@ def _units(runs: Sequence[Planned], title: str, count: int) -> Iterator[Unit]:
 
 
 def make_runs(calls: Sequence[Mapping[str, Any]], reporter: Reporter) -> None:
-    """Some runs, one after the other; one that diverges is stored as failed."""
+    """Some runs, one after the other; one that diverges is stored as failed, one that is refused is told and left."""
+    for call in calls:
+        make_run(call, reporter)
+
+
+def make_run(call: Mapping[str, Any], reporter: Reporter) -> str:
+    """One run; why its method refused the delta, empty if it did not."""
+    given = {key: value for key, value in call.items() if key != "job"}
     with failures_kept():
-        for call in calls:
-            given = {key: value for key, value in call.items() if key != "job"}
-            if call["job"] == "recycle":
-                recycle(**given, reporter=reporter)
-            else:
-                tune(**given, reporter=reporter, workers=1)
+        if call["job"] != "recycle":
+            tune(**given, reporter=reporter, workers=1)
+            return ""
+        try:
+            recycle(**given, reporter=reporter)
+        except (DeltaError, MethodError) as problem:
+            reporter.say(f"{problem.what}; the other runs go on")
+            return problem.what
+    return ""
 
 
 def steps_of(one: Planned) -> int:

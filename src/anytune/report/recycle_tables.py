@@ -73,6 +73,10 @@ def recycle_tables(
     failed = [line for line in lines if line["failed"]]
     if failed:
         text += ["## Runs that diverged\n", *(f"* {_said(line)}: {line['failed']}" for line in failed), ""]
+    refused = [line for line in lines if line.get("refused")]
+    if refused:
+        text += ["## Runs that were refused, and are left out\n",
+                 *(f"* {_said(line)}: {line['refused']}" for line in refused), ""]  # fmt: skip
     return "\n".join(text)
 
 
