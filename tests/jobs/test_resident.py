@@ -15,7 +15,7 @@ from anytune.models.adapters import AdapterDelta
 from anytune.models.base import load_base
 from tests.conftest import tiny_rows, write_rows
 
-TRAINING = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "max_length": 16, "precision": "fp32"}
+TRAINING = {"steps": 3, "batch_size": 8, "learning_rate": 1e-2, "max_length": 16, "precision": "fp32", "keep": "last"}
 KINDS = {
     "full": "full",
     "lora": {"name": "lora", "r": 2},
@@ -56,6 +56,7 @@ def states(resident):
 def test_every_kind_answers_as_loaded_alone_and_leaves_no_bit_behind(shelf, tiny_base):
     store, made = shelf
     resident = Resident(load_base(tiny_base))
+    assert load_delta(made["full"]).difference, "a delta that changes nothing would leave nothing behind"
     for entry in made.values():  # every head is made
         with held(resident, entry):
             pass

@@ -306,6 +306,7 @@ def test_a_base_without_deltas_has_nothing_to_upgrade(shelf, tiny_base, other_ba
         upgrade(store, old=anytune.open_base(tiny_base), new=near, workers=2)
 
 
+@pytest.mark.slow
 def test_processes_share_the_deltas_and_give_the_same_bits(shelf, tiny_base, tmp_path):
     store, near = shelf
     alone = tmp_path / "alone"
