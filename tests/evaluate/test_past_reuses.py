@@ -20,6 +20,7 @@ def test_each_direct_run_is_set_against_the_same_delta_at_home():
         line("direct", "near", 0.5, [0, 0, 1, 1], seed=1),
         line("direct", "none", 0.9, [0, 1, 2, 1]),
     ]
+    lines += [{**one, "new": "8"} for one in lines[2:]]  # the same direct runs beside another size of new data
     first, second = reuses_of_grid(lines, UPGRADES, "grid")
     assert (first.upgrade, first.moved, first.size, first.disagreement) == ("grid/near", 0.1, 0.05, 0.25)
     assert abs(first.drop - 0.1) < 1e-12

@@ -16,8 +16,9 @@ def reuses_of_grid(
 ) -> list[Reuse]:
     """The direct reuses among the lines of a ``job: recycle-grid``: each with the run of the same delta at home.
 
-    Upgrades that changed nothing are left out, as every forecast is right there; so are runs that diverged and metrics
-    that are no share of answers. Answers are those to the test split, which chose nothing.
+    A direct run that stands there for several sizes of new data, of which it uses none, counts once. Left out are
+    upgrades that changed nothing, as every forecast is right there, runs that diverged, and metrics that are no share
+    of answers. Answers are those to the test split, which chose nothing.
 
     Args:
         lines: of ``runs.jsonl``.
@@ -26,14 +27,16 @@ def reuses_of_grid(
     """
     moved = {one["upgrade"]: number(one["distance"]["relative"]) for one in upgrades}
     home = {_delta(line): line for line in lines if line["arm"] == "old" and not line["failed"]}
-    found = []
+    found: list[Reuse] = []
+    seen: set[tuple[Any, ...]] = set()
     for line in lines:
         before, far = home.get(_delta(line)), moved.get(line["upgrade"])
         if not _direct(line) or before is None or not far or line["metric"] not in SHARES:
             continue
         scores = number(before["test"]), number(line["test"])
-        if scores[0] is None or scores[1] is None:
+        if scores[0] is None or scores[1] is None or (line["upgrade"], *_delta(line)) in seen:
             continue
+        seen.add((line["upgrade"], *_delta(line)))
         found.append(Reuse(
             upgrade=f"{name}/{line['upgrade']}" if name else str(line["upgrade"]), moved=far,
             size=number(before.get("size")), disagreement=_changed(before["predictions"], line["predictions"]),
