@@ -110,29 +110,27 @@ def test_onto_the_same_base_the_differences_come_out_as_they_went_in(kind, neuro
 
 
 def test_onto_a_turned_and_permuted_base_the_differences_turn_and_permute_along():
-    """Hidden states turned by an orthogonal map, heads and neurons in another order: the exact answer is known."""
+    """Hidden states through an invertible map, heads and neurons in another order: the exact answer is known."""
     anatomy, tensors, units, factors = lora_of("bert")
-    turn = torch.linalg.qr(drawn(5, 16, 16)).Q  # x_new = turn^T x_old, as rows x_old turn
-    turned = dict(tensors)
-    turned[anatomy.word_embeddings] = tensors[anatomy.word_embeddings] @ turn
-    for one in units:
-        for member in one.members:
-            if member.name.endswith("weight"):
-                weight = tensors[member.name]
-                turned[member.name] = turn.T @ weight if member.role in ("out", "down") else weight @ turn
-    orders = shuffled(units, anatomy)
-    new = permute(turned, units, orders)
-    hidden = hidden_map(tensors[anatomy.word_embeddings], new[anatomy.word_embeddings])
-    torch.testing.assert_close(hidden.writing, turn, rtol=0, atol=1e-5)
-    torch.testing.assert_close(hidden.reading, turn, rtol=0, atol=1e-5)
+    there = torch.eye(16, dtype=torch.float64) + 0.15 * drawn(5, 16, 16)  # x_new = there^T x_old
+    back = torch.linalg.inv(there).T  # x_old = back x_new
+
+    def turned(matrices):
+        """Maps that read hidden states read them through ``back``, those that write them write through ``there``."""
+        return {
+            member.name: there.T @ matrices[member.name] if member.role in ("out", "down")
+            else matrices[member.name] @ back
+            for one in units for member in one.members if member.name.endswith("weight")
+        }  # fmt: skip
+
+    orders, words = shuffled(units, anatomy), anatomy.word_embeddings
+    new = permute({**tensors, **turned(tensors), words: tensors[words] @ there}, units, orders)
+    hidden = hidden_map(tensors[words], new[words])
+    torch.testing.assert_close(hidden.writing, there, rtol=0, atol=1e-5)
+    torch.testing.assert_close(hidden.reading, back, rtol=0, atol=1e-5)
     made = map_lora(factors, tensors, new, units, units, anatomy.blocks, [0, 1], hidden)
-    products = {}
-    for one in units:
-        for member in one.members:
-            if member.name.endswith("weight"):
-                product = factors[member.module].b @ factors[member.module].a
-                products[member.name] = turn.T @ product if member.role in ("out", "down") else product @ turn
-    wanted = permute(products, units, orders)
+    products = {f"{name}.weight": one.b @ one.a for name, one in factors.items()}
+    wanted = permute(turned(products), units, orders)
     for name, one in made.items():
         torch.testing.assert_close(one.b @ one.a, wanted[f"{name}.weight"], rtol=0, atol=1e-4)
 
