@@ -101,6 +101,16 @@ def test_a_run_that_diverged_counts_as_one_answer():
     assert "the loss was nan" in recycle_tables(lines)
 
 
+def test_a_run_that_was_refused_is_left_out_and_named():
+    lines = grid({"masked": 0.05, "direct": 0.0})
+    for one in lines:
+        if one["arm"] == "masked":
+            one.update(test=None, refused="there is nothing to mask")
+    [section] = sections(lines)
+    assert section.arms == [NOTHING, NO_DELTA, "direct", "fresh"]
+    assert "there is nothing to mask" in recycle_tables(lines)
+
+
 def test_areas_are_read_of_curves_as_long_as_the_controls():
     lines = grid({"initialize": 0.1, "long": 0.1}, long={"curve": [[0, 0.0, 0.4], [300, 6.0, 0.7]]})
     [section] = sections(lines)
@@ -157,6 +167,8 @@ def test_claims_are_confirmed_not_confirmed_or_undecided():
     assert found["both together are best", "full"].word == "confirmed"
     less = words(grid({"initialize": 0.1, "distill": 0.0, "combined": 0.05}))
     assert less["both together are best", "full"].word == "not confirmed"
+    as_one = words(grid({"initialize": 0.05, "distill": 0.0, "combined": 0.05}))
+    assert as_one["both together are best", "full"].word == "undecided", "above one of the two is not above both"
     low = words([one for one in grid({"direct": 0.05, "initialize": 0.05}) if one["seed"] < 1])
     assert {one.word for one in low.values()} == {"undecided"}, "one run decides nothing"
 
