@@ -316,3 +316,25 @@ def test_processes_share_the_deltas_and_give_the_same_bits(shelf, tiny_base, tmp
     single = upgrade(alone, old=str(tiny_base), new=near, tasks=tasks, tolerance=0)
     assert [one.decision for one in shared.outcomes] == [one.decision for one in single.outcomes]
     assert content(store) == content(alone)
+
+
+def test_onto_a_base_of_another_shape_the_old_model_teaches(shelf, tiny_base, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    store, _ = shelf
+    config = BertConfig(vocab_size=200, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+                        intermediate_size=32, max_position_embeddings=64, pad_token_id=0)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        BertForMaskedLM(config).save_pretrained(tmp_path / "narrow")
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_base / file, tmp_path / "narrow" / file)
+    full = next(entry for entry in Store(store).find("delta") if entry.manifest.form == "full")
+    result = upgrade(store, old=tiny_base, new=tmp_path / "narrow", deltas=[full.reference],
+                     tasks={"things": _task_file(store)}, steps=["keep", "distill"])  # fmt: skip
+    [one] = result.outcomes
+    assert not one.problem
+    assert [attempt.step for attempt in one.attempts] == ["old", "keep", "distill"]
+    assert "shape" in one.attempts[1].problem or "hidden" in one.attempts[1].problem
+    assert one.decision.step == "distill"
+    anytune.load(one.made, store=store, base=tmp_path / "narrow")
