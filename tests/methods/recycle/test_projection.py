@@ -153,3 +153,46 @@ def test_full_keeps_the_weights_beside_the_vector_as_they_are(full_case):
     bare = {full_case.new.anatomy.canonical(name) for name in trained}
     assert bare >= set(full_case.outdated.difference())
     assert trained <= set(direct)
+
+
+def test_from_the_command_line(shelf, moving_bases, cli):
+    trained, second, task = shelf
+    words = ("recycle", second.reference, "--base", moving_bases[1], "--old-base", moving_bases[0], "--task", task,
+             "--store", trained.folder.parent.parent, "--projection", trained.reference, "--quiet")  # fmt: skip
+    done = cli(*words, "--method", "projection", "--name", "by-hand")
+    assert done.code == 0, done.err
+    assert "by-hand" in done.out
+    refused = cli(*words, "--method", "direct")
+    assert refused.code == 2
+    assert "no method takes it" in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_soft_prompt_goes_through_a_map_and_the_methods_of_differences_refuse_it(
+    moving_bases, tiny_task, tmp_path_factory
+):
+    method = {"name": "prompt_tuning", "length": 3}
+    entry = tuned(tmp_path_factory.mktemp("prompt"), moving_bases[0], tiny_task, method, steps=4, evaluate_every=4)
+    case = Case(entry, *moving_bases, tiny_task)
+    model, _ = case.prepared("projection", rank=2)
+    assert equal(state(model), state(case.prepared("direct")[0]))
+    assert {name for name, one in model.named_parameters() if one.requires_grad} >= {"soft_prompt.table"}
+    for name, match in (("scaled", "cannot be scaled"), ("masked", "nothing to mask"), ("rebasin", "no heads"),
+                        ("mapped", "of the kind 'prompt'")):  # fmt: skip
+        with pytest.raises(MethodError, match=match):
+            case.prepared(name)
+
+
+def test_bottleneck_adapters_go_through_a_map_and_nothing_of_the_body_is_in_it(
+    moving_bases, tiny_task, tmp_path_factory
+):
+    method = {"name": "bottleneck", "width": 3}
+    entry = tuned(tmp_path_factory.mktemp("narrow"), moving_bases[0], tiny_task, method, steps=4, evaluate_every=4)
+    case = Case(entry, *moving_bases, tiny_task)
+    model, _ = case.prepared("projection", rank=2)
+    direct = state(case.prepared("direct")[0])
+    assert equal(state(model), direct)
+    assert {name for name, one in model.named_parameters() if one.requires_grad} == set(case.outdated.head)
+    assert equal(state(case.prepared("rebasin")[0]), direct)
+    with pytest.raises(MethodError, match="nothing to mask"):
+        case.prepared("masked")
