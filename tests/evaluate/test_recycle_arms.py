@@ -196,6 +196,7 @@ def test_the_line_is_held_against_its_lower_end():
     deep = [path([0.8, 0.4 + 0.01 * seed, 0.8], seed=seed, task=task) for seed in SEEDS for task in TASKS]
     assert words(lines, flat)[key].word == "confirmed"
     assert words(lines, deep)[key].word == "not confirmed"
+    assert words(lines, [one for one in deep if one["seed"] < 2])[key].word == "undecided"
     assert key not in words(lines, [path([0.8, 0.8], arm="initialize")])
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anytune.evaluate.recycle_arms import NO_DELTA, Line, Section, against, areas
-from anytune.evaluate.scores import number
+from anytune.evaluate.scores import DECIDING_SEEDS, number
 from anytune.evaluate.stability import MARGIN, Against, hierarchical_difference
 
 Word = Literal["confirmed", "not confirmed", "undecided"]
@@ -106,7 +106,8 @@ def connected(paths: Sequence[Line], form: str, control: str) -> list[Claim]:
     """Whether the line from the old tuned model to one tuned afresh on the new base stays as high as its lower end.
 
     The fall at a path's lowest point below its lower end is held against :data:`MARGIN` points: the claim is confirmed
-    where the interval of the mean fall lies below it, not confirmed where it lies above.
+    where the interval of the mean fall lies below it, not confirmed where it lies above; fewer than three seeds of a
+    task decide nothing.
     """
     falls: dict[str, dict[Any, list[float]]] = {}
     for line in paths:
@@ -121,7 +122,7 @@ def connected(paths: Sequence[Line], form: str, control: str) -> list[Claim]:
     ])  # fmt: skip
     assert found is not None
     word: Word = "undecided"
-    if found.low is not None and found.high is not None:
+    if found.low is not None and found.high is not None and min(map(len, falls.values())) >= DECIDING_SEEDS:
         word = "confirmed" if found.high < MARGIN else "not confirmed" if found.low > MARGIN else "undecided"
     return [Claim(
         "both tuned models are connected", form, f"fall of the score along the line below its lower end, at most "
