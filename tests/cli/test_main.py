@@ -27,7 +27,7 @@ HEAVY = (
     "rich",
 )
 COMMANDS = (
-    "demo", "samples", "methods", "pretrain", "tune", "recycle", "compare", "anytime", "transfer", "evaluate",
+    "demo", "samples", "methods", "pretrain", "tune", "diagnose", "recycle", "upgrade", "compare", "anytime", "transfer", "evaluate",
     "predict", "merge", "export", "report", "store", "run",
 )  # fmt: skip
 

@@ -41,7 +41,7 @@ def diagnose(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Compare two versions of a base, and say what deltas would do on the new one.
+    """Say what an upgrade did to a base and deltas.
 
     Nothing is trained and nothing is stored.
 

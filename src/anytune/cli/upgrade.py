@@ -57,7 +57,9 @@ def upgrade(
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Bring every delta of a base over to its upgrade, each by the cheapest step that brings its score back.
+    """Bring every delta of a base over to its upgrade.
+
+    Each by the cheapest step that brings its score back.
 
     Example: anytune upgrade anytune-store --from sample:bert-tiny --to news-2026-11 --task reviews=reviews.csv
     """
