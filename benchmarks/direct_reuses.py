@@ -7,9 +7,9 @@
 BERT-tiny is tuned on six tasks as full difference, LoRA and soft prompt. It is upgraded in 18 ways: six domains, each
 with few steps at a low rate, more steps at a high one, and many. Every delta is then put onto every upgrade as it is.
 A line is one reuse: distance of the bases, size of the delta, share of answers that change, and the score that was
-lost, the last two over the task's held-out rows (validation and test; nothing is chosen by them). About half an hour of
-two cores; lines that are there already are kept, so a run that was cut goes on. The lines in evidence/ are those of the
-first ten upgrades, two of which are there in part.
+lost, the last two over the task's held-out rows (validation and test; nothing is chosen by them). About half an hour
+of two cores; lines that are there already are kept, so a run that was cut goes on. The lines in evidence/ are those of
+the first ten upgrades, two of which are there in part.
 """
 
 from __future__ import annotations
