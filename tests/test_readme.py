@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/stability.md", "docs/transfer.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/concepts.md",
+    "docs/diagnose.md",
+    "docs/recycling.md",
+    "docs/stability.md",
+    "docs/transfer.md",
+    "docs/upgrade.md",
+)
 
 
 def commands() -> list[str]:

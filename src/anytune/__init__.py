@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from anytune.engine.hf_trainer import hf_trainer as hf_trainer
     from anytune.jobs.anytime import anytime_matrix as anytime_matrix
     from anytune.jobs.arms import compare_arms as compare_arms
+    from anytune.jobs.chain import recycle_chain as recycle_chain
+    from anytune.jobs.diagnose import diagnose as diagnose
     from anytune.jobs.hub import pull as pull
     from anytune.jobs.hub import push as push
     from anytune.jobs.lm_eval import lm_eval as lm_eval
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
     from anytune.jobs.pretrain import pretrain as pretrain
     from anytune.jobs.recipes import run as run
     from anytune.jobs.recycle import recycle as recycle
+    from anytune.jobs.recycle_grid import recycle_grid as recycle_grid
     from anytune.jobs.report import report as write_report  # noqa: F401
     from anytune.jobs.transfer import rank as rank_sources  # noqa: F401
     from anytune.jobs.transfer_grid import transfer_grid as transfer_grid
     from anytune.jobs.transfer_matrix import matrix as transfer_matrix  # noqa: F401
     from anytune.jobs.transfer_run import transfer_run as transfer_run
     from anytune.jobs.tune import tune as tune
+    from anytune.jobs.upgrade import upgrade as upgrade
     from anytune.store import Store as Store
 
 #: What goes by another name here than where it stands; ``anytune.evaluate`` and ``anytune.report`` are rooms.
@@ -59,6 +63,10 @@ _HOMES = {
     "transfer_run": "anytune.jobs.transfer_run",
     "transfer_grid": "anytune.jobs.transfer_grid",
     "recycle": "anytune.jobs.recycle",
+    "recycle_chain": "anytune.jobs.chain",
+    "recycle_grid": "anytune.jobs.recycle_grid",
+    "upgrade": "anytune.jobs.upgrade",
+    "diagnose": "anytune.jobs.diagnose",
     "load": "anytune.jobs.load",
     "predict": "anytune.jobs.load",
     "score": "anytune.jobs.load",

@@ -177,3 +177,23 @@ def attention_function(module: Any, config: Any) -> Any:
 
     eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
+
+
+@contextlib.contextmanager
+def eager_attention(model: Any) -> Iterator[None]:
+    """Inside, a model attends by the plain function, which gives its weights; afterwards as before.
+
+    Kinds that attend in a way of their own (DeBERTa) are eager always, and are left alone.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = inner.config._attn_implementation
+    if before in (None, "eager"):
+        yield
+        return
+    with quiet_transformers():
+        inner.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        with quiet_transformers():
+            inner.set_attn_implementation(before)

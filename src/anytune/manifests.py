@@ -27,6 +27,9 @@ from anytune.errors import StoreError
 MANIFEST_NAME = "anytune.json"
 #: The run's log lies beside the weights and is not part of the content: it holds times, which differ from run to run.
 METRICS_NAME = "metrics.jsonl"
+#: Some of the task's held-out texts lie beside a delta, so that an upgrade can score it. They are no part of the
+#: content either: with or without them it is the same artefact, and what is shared goes without them.
+SAMPLE_NAME = "sample.jsonl"
 FORMAT_VERSION = 1
 PARTIAL_PREFIX = ".partial-"
 #: Far more than any manifest or config needs; a file beyond them is damaged, or meant to exhaust who reads it.
@@ -111,6 +114,14 @@ class Probe(_Record):
     tolerance: float = 1e-3
 
 
+class SampleRecord(_Record):
+    """The held-out rows beside a delta (:data:`SAMPLE_NAME`): how many, of how many, and the SHA-256 of the file."""
+
+    rows: int
+    of: int
+    sha256: str
+
+
 class Environment(_Record):
     """What the run ran on; bits are promised only for equal threads, precision and versions."""
 
@@ -165,6 +176,10 @@ class Manifest(_Record):
     notes: list[str] = Field(default_factory=list)
     #: why the run has no weights and no scores: it diverged. None for all others.
     failed: str | None = None
+    #: for a delta: its stored held-out rows, if any were kept
+    sample: SampleRecord | None = None
+    #: of a delta that an upgrade of a whole store made: what was tried, what it scored and cost, and why this was taken
+    decision: dict[str, Any] | None = None
 
 
 def canonical_json(value: Any) -> str:
@@ -348,7 +363,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_hashes(folder: Path, leave_out: tuple[str, ...] = (MANIFEST_NAME, METRICS_NAME)) -> dict[str, str]:
-    """Relative name -> SHA-256 of every file below ``folder``, apart from the manifest and the run's log."""
+def file_hashes(folder: Path, leave_out: tuple[str, ...] = (MANIFEST_NAME, METRICS_NAME, SAMPLE_NAME)) -> dict[str, str]:
+    """Relative name -> SHA-256 of every file below ``folder``, apart from the manifest, the log and held-out rows."""
     names = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}
     return {name: sha256_file(file) for name, file in names.items() if name not in leave_out}

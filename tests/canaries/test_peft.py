@@ -219,3 +219,53 @@ def test_pickles_are_not_what_it_writes(bert, tmp_path):
         get_peft_model(bert, lora()).save_pretrained(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
         assert not list(tmp_path.glob("*.bin"))
+
+
+def test_a_lora_on_words_has_a_column_for_each_word(bert, config):
+    model = get_peft_model(bert, lora(target_modules=["word_embeddings"]))
+    with assumption(
+        "PEFT keeps a LoRA on word embeddings otherwise: models/rebasing.py moves the columns of lora_embedding_A "
+        "with their words"
+    ):
+        [first] = [one for name, one in adapter(model).items() if "lora_embedding_A" in name]
+        [second] = [one for name, one in adapter(model).items() if "lora_embedding_B" in name]
+        assert first.shape == (2, config.vocab_size)
+        assert second.shape == (config.hidden_size, 2)
+
+
+def test_trained_tokens_are_stored_as_absolute_values(bert):
+    table = bert.bert.embeddings.word_embeddings.weight.detach().clone()
+    model = get_peft_model(bert, lora(trainable_token_indices=[3, 5]))
+    with assumption(
+        "PEFT no longer stores trained tokens as absolute rows: models/rebasing.py makes differences of them"
+    ):
+        [rows] = [one for name, one in adapter(model).items() if "trainable_tokens_delta" in name]
+        assert torch.equal(rows, table[[3, 5]])
+
+
+def test_a_dora_starts_with_the_lengths_of_the_rows(bert):
+    weight = bert.bert.encoder.layer[0].attention.self.query.weight.detach().clone()
+    model = get_peft_model(bert, lora(use_dora=True))
+    with assumption(
+        "DoRA's magnitudes are no longer lengths of rows under 'lora_magnitude_vector': models/rebasing.py rescales "
+        "them"
+    ):
+        first = next(one for name, one in adapter(model).items() if name.endswith("lora_magnitude_vector"))
+        torch.testing.assert_close(first, weight.norm(dim=1))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_from_the_weights_draws_nothing(start, config, bert):
+    import copy
+
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = adapter(get_peft_model(copy.deepcopy(bert), lora(init_lora_weights=start)))
+        pairs = [(one, state[name.replace("lora_A", "lora_B")]) for name, one in state.items() if "lora_A" in name]
+        found.append([second @ first for first, second in pairs])
+    with assumption(
+        f"'{start}' no longer follows from the base's weights alone: models/plain_lora.py works it out again"
+    ):
+        assert found[0]
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -159,3 +159,19 @@ def test_parameters_are_named_in_the_order_they_were_made(bert):
         assert names == [name for name, _ in bert.named_parameters()]
         assert names[0] == "bert.embeddings.word_embeddings.weight"
         assert names[-1] == "classifier.bias"
+
+
+def test_writing_into_a_weight_counts_up_its_version():
+    weight = nn.Parameter(torch.zeros(2))
+    module = nn.Linear(2, 2)
+    versions = weight._version, module.weight._version
+    with torch.no_grad():
+        weight.copy_(torch.ones(2))
+    module.load_state_dict({"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+    with assumption(
+        "torch no longer counts up a tensor's version when it is written into: jobs/resident.py puts back what was "
+        "written, and finds it by that"
+    ):
+        assert weight._version > versions[0]
+        assert module.weight._version > versions[1]
+        assert nn.Parameter(torch.zeros(2))._version == 0

@@ -183,3 +183,24 @@ def test_attention_is_looked_up_by_name_and_is_handed_what_the_model_was(bert, i
         module.config._attn_implementation = "anytune_canary"
         bert.bert(input_ids=ids, soft_prompt="here")
         assert seen == ["here"]
+
+
+def test_a_model_can_be_told_to_attend_by_the_plain_function_which_gives_its_weights(bert):
+    ids = torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]])
+    mask = (ids > 0).long()
+    with assumption(
+        "set_attn_implementation no longer changes how a made model attends, or eager attention no longer gives its "
+        "weights: eager_attention in compat.py, and with it evaluate/functional_similarity.py, sees no heads"
+    ):
+        before = bert.config._attn_implementation
+        assert before == "sdpa"
+        with torch.no_grad():
+            own = bert(ids, attention_mask=mask).logits
+            bert.set_attn_implementation("eager")
+            output = bert.bert(ids, attention_mask=mask, output_attentions=True, output_hidden_states=True)
+            bert.set_attn_implementation(before)
+            again = bert(ids, attention_mask=mask).logits
+        assert len(output.attentions) == bert.config.num_hidden_layers == len(output.hidden_states) - 1
+        assert torch.allclose(output.attentions[0].sum(dim=-1), torch.ones(()))
+        assert output.attentions[0].shape[1:] == (bert.config.num_attention_heads, 4, 4)
+        assert torch.equal(own, again)

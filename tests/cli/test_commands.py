@@ -84,7 +84,8 @@ def test_recycle_hands_every_option_to_the_job(cli, monkeypatch):
         "delta": "d", "base": "v1", "task": "t.csv", "method": {"name": "initialize", "settings": {}},
         "tune": [{"name": "full", "settings": {"x": 1}}], "old_base": "v0", "training": {"steps": 7}, "store": None,
         "seeds": None, "name": None, "keep": "weights", "tags": None, "train_size": None, "per_class": None,
-        "resume": "never", "log_with": None, "log_dir": None, "dry_run": False,
+        "resume": "never", "log_with": None, "log_dir": None, "dry_run": False, "unlabelled": None,
+        "projection": None, "keep_sample": True,
     }  # fmt: skip
 
 

@@ -27,8 +27,8 @@ HEAVY = (
     "rich",
 )
 COMMANDS = (
-    "demo", "samples", "methods", "pretrain", "tune", "recycle", "compare", "anytime", "transfer", "evaluate",
-    "predict", "merge", "export", "report", "store", "run",
+    "demo", "samples", "methods", "pretrain", "tune", "diagnose", "recycle", "upgrade", "compare", "anytime",
+    "transfer", "evaluate", "predict", "merge", "export", "report", "store", "run",
 )  # fmt: skip
 
 

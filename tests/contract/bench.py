@@ -12,17 +12,16 @@ import torch
 from torch import Tensor, nn
 
 import anytune
-from anytune.data.batches import BlockBatches, ExampleBatches, encode_task
+from anytune.data.batches import BlockBatches, Encoded, ExampleBatches, encode_task
 from anytune.data.domains import load_domain
 from anytune.data.packing import pack
-from anytune.data.tasks import load_task
+from anytune.data.tasks import Task, load_task
 from anytune.engine.loop import train
 from anytune.engine.run_state import TrainingResult
 from anytune.engine.runtime import derive_seed, make_runtime, seeded
-from anytune.engine.settings import training_settings
+from anytune.engine.settings import TrainingSettings, training_settings
+from anytune.jobs.outdated import Moving, OutdatedInRun
 from anytune.jobs.prompt_sources import given_prompts
-from anytune.jobs.recycle import moved
-from anytune.jobs.tuning import Outdated
 from anytune.methods import registry
 from anytune.methods.objective import Classification, LanguageModelling
 from anytune.methods.protocol import Batch, Method, Run
@@ -195,8 +194,8 @@ class Bench:
         elif room in ("tune", "transfer"):
             [entry] = anytune.tune(self.base_of(name), self.task, **self.given(name), **shared)
         else:
-            [outdated] = store.find("delta", tags={"arm": "fresh"})
-            [entry] = anytune.recycle(outdated, self.other, task=self.task, **shared)
+            outdated = self.lora() if given.outdated == "lora" else store.find("delta", tags={"arm": "fresh"})[0]
+            [entry] = anytune.recycle(outdated, self.other, task=self.task, old_base=self.base, **shared)
         return entry
 
     def finished(self, name: str) -> Entry:
@@ -254,7 +253,8 @@ class Bench:
             before_move = state(model)
             objective = LanguageModelling(base.anatomy) if room == "pretrain" else Classification()
             run = Run(seed=derive_seed(11), steps=steps, anatomy=base.anatomy, head_names=head_names,
-                      install_outdated=self._install if room == "recycle" else None,
+                      outdated=self.outdated(name, task, encoded, options) if room == "recycle" else None,
+                      validate=lambda model: -mean_loss(model, objective, [batches.batch(0)]),
                       objective=objective, batches=batches, base=base, device=torch.device("cpu"),
                       carried=load_carried(base.folder), **told)  # fmt: skip
             for method in methods:
@@ -268,7 +268,7 @@ class Bench:
             first_loss = mean_loss(model, objective, seen)
             result = train(
                 model, methods=methods, objective=objective,
-                batches=Cut(batches, pieces), steps=steps if all(method.trains for method in methods) else 0,
+                batches=Cut(run.batches, pieces), steps=steps if all(method.trains for method in methods) else 0,
                 settings=options, learning_rate=float(options.learning_rate or 0),
                 runtime=make_runtime(options.precision, sharding=options.sharding),
             )  # fmt: skip
@@ -277,11 +277,24 @@ class Bench:
         losses = (first_loss, mean_loss(model, objective, seen)) if measured else None
         return Trained(model, before, names, set(head_names), result, losses)
 
-    def _install(self, model: nn.Module) -> nn.Module:
-        store = Store(self.folder / "shelf") if (self.folder / "shelf").exists() else self.store("for-the-loop")
-        [outdated] = store.find("delta", tags={"arm": "fresh"})
-        old, new = load_base(self.base), load_base(self.other)
-        return Outdated(outdated, moved(outdated, old, new), new).install(model)
+    def lora(self) -> Entry:
+        """An outdated LoRA on the first base, for methods that carry factors; in a store of its own."""
+        shelf = Store(self.folder / "lora")
+        [entry] = shelf.find("delta") or anytune.tune(
+            self.base, self.task, store=shelf, method={"name": "lora", "r": 4, "targets": "all-linear"},
+            training={**TRAINING["tune"], **COMMON, "learning_rate": 1e-2, "steps": 30}, name="outdated",
+        )  # fmt: skip
+        return entry
+
+    def outdated(self, name: str, task: Task, encoded: Encoded, settings: TrainingSettings) -> OutdatedInRun:
+        """The outdated delta as a run's methods get it."""
+        if exercise(name).outdated == "lora":
+            outdated = self.lora()
+        else:
+            store = Store(self.folder / "shelf") if (self.folder / "shelf").exists() else self.store("for-the-loop")
+            [outdated] = store.find("delta", tags={"arm": "fresh"})
+        moving = Moving(outdated, load_base(self.base), load_base(self.other))
+        return moving.in_run(task, encoded, settings, 3, make_runtime(settings.precision))
 
 
 @torch.no_grad()

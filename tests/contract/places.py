@@ -63,7 +63,8 @@ class Places:
             self.batches = ExampleBatches(self.encoded, self.options.batch_size, 3)
             self.objective = Classification()
             self.told = {"label_names": self.task.label_names, **self.bench.read(self.name)}
-        self.install = self.bench._install if self.room == "recycle" else None
+        outdated = self.room == "recycle"
+        self.outdated = self.bench.outdated(self.name, self.task, self.encoded, self.options) if outdated else None
 
     def methods(self) -> list[Method]:
         if not self.with_method:
@@ -82,7 +83,7 @@ class Places:
 
     def run(self, head_names: list[str]) -> Run:
         return Run(seed=derive_seed(SEED, "method"), steps=self.steps, anatomy=self.base.anatomy,
-                   head_names=head_names, install_outdated=self.install, objective=self.objective,
+                   head_names=head_names, outdated=self.outdated, objective=self.objective,
                    batches=self.batches, base=self.base, device=torch.device("cpu"),
                    carried=load_carried(self.base.folder), **self.told)  # fmt: skip
 
@@ -96,7 +97,7 @@ class Places:
             for method in methods:
                 model = method.prepare(model, run)
             train(
-                model, methods=methods, objective=self.objective, batches=self.batches, steps=self.steps,
+                model, methods=methods, objective=self.objective, batches=run.batches, steps=self.steps,
                 settings=self.options, learning_rate=self.rate, runtime=make_runtime("fp32"),
             )  # fmt: skip
             for method in reversed(methods):
@@ -120,7 +121,7 @@ class Places:
         changed = given.pop("arguments", {})
         return hf_trainer(
             model, self.methods() if methods is None else methods, args=self.arguments(folder, **changed),
-            head_names=head_names, anatomy=self.base.anatomy, install_outdated=self.install, base=self.base,
+            head_names=head_names, anatomy=self.base.anatomy, outdated=self.outdated, base=self.base,
             **{key: value for key, value in self.told.items() if key != "label_names"},
             **{"train_dataset": self.batches, **given},
         )  # fmt: skip
@@ -146,7 +147,7 @@ class Places:
             model.train()
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate_share(step, self.steps, options.warmup, options.schedule)
-            micro = [self.batches.batch(step * self.accumulation + k) for k in range(self.accumulation)]
+            micro = [run.batches.batch(step * self.accumulation + k) for k in range(self.accumulation)]
             items = sum(batch["num_items"] for batch in micro)
             for method in methods:
                 method.before_step(model)

@@ -26,6 +26,9 @@ class Exercise:
         trains: which weights (by their names in the prepared model) it trains; all others must stay bit for bit.
         plain: the method that it adds to and is under its neutral settings; by default plain training.
         second_stage: in the first stage of a stream it only gathers; the contract looks at the second.
+        outdated: of recycle methods: what the outdated delta was tuned with, "full" or "lora".
+        by_score: it chooses by validation scores, and may choose to leave the body as it is.
+        no_labels: why its loss on the labels need not fall, if it never sees one.
         no_accumulation: why k micro-batches of b are not one batch of k * b for this method, if they are not.
     """
 
@@ -34,6 +37,9 @@ class Exercise:
     trains: Callable[[str, set[str]], bool] = everything
     plain: str = ""
     second_stage: bool = False
+    outdated: str = "full"
+    by_score: bool = False
+    no_labels: str = ""
     no_accumulation: str = ""
 
 
@@ -61,7 +67,27 @@ def _prompt_or_head(name: str, head_names: set[str]) -> bool:
     return name.startswith("soft_prompt.") or name in head_names
 
 
+def _bottleneck_or_head(name: str, head_names: set[str]) -> bool:
+    return name.startswith("bottleneck.") or name in head_names
+
+
 EXERCISES: dict[str, Exercise] = {
+    # a random body tells little: whole-batch gradients at a high rate
+    "tune/bottleneck": Exercise(
+        settings={"width": 8, "std": 0.1},
+        training={"learning_rate": 2e-2, "batch_size": 42},
+        trains=_bottleneck_or_head,
+    ),
+    # the old model was tuned for a few steps on a random body: what it says is worth little
+    "recycle/interpolation_distillation": Exercise(settings={"weight": 0.1, "random": 1, "beta": 0.1}),
+    "recycle/synthetic": Exercise(
+        settings={"texts": 16, "rounds": 2}, no_labels="an old model that knows little is all it learns from"
+    ),
+    "recycle/scaled": Exercise(by_score=True),
+    "recycle/mapped": Exercise(outdated="lora", training={"learning_rate": 1e-2}, trains=_adapter_or_head),
+    "recycle/projection": Exercise(settings={"rank": 2, "alpha": 0.1, "temperature": 1.0}),
+    "recycle/distill": Exercise(settings={"alpha": 0.1, "temperature": 1.0, "beta": 0.1}),
+    "recycle/combined": Exercise(settings={"alpha": 0.1, "temperature": 1.0, "beta": 0.1}, plain="recycle/initialize"),
     "transfer/prompt_tuning": Exercise(settings={"length": 4}, trains=_prompt_or_head),
     "transfer/prompt_transfer": Exercise(trains=_prompt_or_head),
     # by half a cosine: a run that goes on must know how far it was
@@ -110,6 +136,8 @@ EXERCISES: dict[str, Exercise] = {
 #: further settings under which a method does something else, run where the place it runs in may matter
 OTHER_WAYS: dict[str, list[dict[str, Any]]] = {
     "tune/child_tuning": [{"variant": "D", "keep": 0.3}],
+    "recycle/projection": [{"rank": 2, "residual": False}],
+    "recycle/distill": [{"preset": "paper_code"}, {"label_free": True, "alpha": 1.0, "store": "fp16"}],
     "transfer/prompt_tuning": [{"length": 3, "kind": "input"}, {"length": 3, "projection": 5}],
     "transfer/panda": [
         {"length": 3, "loss": "kl", "schedule": "linear", "shuffle_teacher": True},

@@ -75,6 +75,8 @@ def test_its_exercise_is_not_neutral_unless_it_has_no_settings(name, bench: Benc
 
 @pytest.mark.parametrize("name", TRAINING_METHODS)
 def test_its_loss_falls(name, bench: Bench):
+    if exercise(name).no_labels:
+        pytest.skip(exercise(name).no_labels)
     before, after = bench.loop(name, steps=60, measured=True).losses
     assert after < 0.95 * before
 
@@ -96,7 +98,7 @@ def test_without_training_it_changes_the_model_all_the_same(name, bench: Bench):
     moved = bench.loop(name)
     changed = {found for found, tensor in moved.after.items() if not torch.equal(tensor, moved.before[found])}
     assert any("classifier" in found for found in changed)
-    assert any("encoder.layer.0" in found for found in changed)
+    assert exercise(name).by_score or any("encoder.layer.0" in found for found in changed)
     assert moved.result.steps == 0
     assert bench.finished(name).manifest.steps == 0
 

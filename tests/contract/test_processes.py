@@ -43,6 +43,7 @@ def pair(bench: Bench, tmp_path_factory) -> Path:
     for name, _ in ALIKE:
         bench.base_of(name)
     bench.prompts()
+    bench.lora()
     for name, sharding in CUT:
         for which in ("cut", "uncut"):
             bench.store(f"{which}-{folder_name(name, sharding)}")

@@ -26,6 +26,8 @@ OTHERS = {
     "warmup": 0.1, "weight_decay": 0.01, "max_grad_norm": 2.0, "max_length": 48, "block_size": 64,
     "evaluate_every": 5, "evaluate_batch_size": 32, "keep": "last", "mask_probability": 0.2, "precision": "bf16",
     "dropout": 0.3,
+    "stop_at": 0.9,
+    "patience": 2,
     **RESULTLESS_OTHERS,
 }  # fmt: skip
 

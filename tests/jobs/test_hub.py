@@ -17,7 +17,7 @@ import anytune
 from anytune.errors import AnytuneError, HubError, StoreError
 from anytune.jobs.hub import public
 from anytune.jobs.model_card import front_matter, model_card
-from anytune.manifests import MANIFEST_NAME, read_manifest
+from anytune.manifests import MANIFEST_NAME, SAMPLE_NAME, read_manifest
 from anytune.store import Store
 from tests.hub_server import READER, TOKEN, running
 
@@ -67,7 +67,7 @@ def one(store: Store, **wanted):
     return next(entry for entry in store.find(**wanted) if entry.manifest.form != "scores")
 
 
-def weights(folder: Path, leave_out=(MANIFEST_NAME, "metrics.jsonl")) -> dict[str, bytes]:
+def weights(folder: Path, leave_out=(MANIFEST_NAME, "metrics.jsonl", SAMPLE_NAME)) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in leave_out}
 
 
@@ -101,6 +101,19 @@ def test_what_is_pulled_elsewhere_is_what_was_pushed(hub, store, tmp_path, what)
     assert not (elsewhere.folder / ".work").exists()
     assert anytune.pull(NAME, store=elsewhere).folder == pulled.folder
     assert len(elsewhere.find()) == 1
+
+
+def test_held_out_rows_are_pushed_and_pulled_only_when_asked_for(hub, store, tmp_path):
+    entry = one(store, **WANTED["lora"])
+    rows = (entry.folder / SAMPLE_NAME).read_bytes()
+    anytune.push(entry.reference, NAME, store=store)
+    assert not (anytune.pull(NAME, store=tmp_path / "without").folder / SAMPLE_NAME).exists()
+    anytune.push(entry.reference, NAME, store=store, sample=True)
+    with_rows = anytune.pull(NAME, store=tmp_path / "with")
+    assert (with_rows.folder / SAMPLE_NAME).read_bytes() == rows
+    assert with_rows.id == entry.id
+    anytune.push(entry.reference, NAME, store=store)  # and taken away again
+    assert not (anytune.pull(NAME, store=tmp_path / "again").folder / SAMPLE_NAME).exists()
 
 
 def test_what_is_pulled_answers_as_what_was_pushed(hub, store, tmp_path, tiny_base):

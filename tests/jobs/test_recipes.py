@@ -15,13 +15,14 @@ from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recipe_schemas import JOBS, EvaluateRecipe, PretrainRecipe, TuneRecipe
 from anytune.jobs.recipes import load_recipe, run
 from anytune.jobs.recycle import recycle
+from anytune.jobs.recycle_grid import recycle_grid
 from anytune.jobs.report import report
 from anytune.jobs.transfer_grid import transfer_grid
 from anytune.jobs.tune import tune
 
 FUNCTIONS = {
     "tune": tune, "pretrain": pretrain, "recycle": recycle, "evaluate": evaluate, "compare": compare_arms,
-    "anytime": anytime_matrix, "transfer": transfer_grid, "report": report,
+    "anytime": anytime_matrix, "transfer": transfer_grid, "recycle-grid": recycle_grid, "report": report,
 }  # fmt: skip
 EXAMPLES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

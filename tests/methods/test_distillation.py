@@ -78,3 +78,13 @@ def test_layers_and_shapes_that_do_not_match_are_refused():
         patience([logits(0)], [logits(0, classes=4)])
     with pytest.raises(MethodError, match="temperature"):
         logit_distillation(logits(0), logits(1), 0.0)
+
+
+def test_examples_of_a_mean_over_hidden_states_may_weigh_differently():
+    torch.manual_seed(0)
+    student, teacher = ([torch.randn(3, 4) for _ in range(2)] for _ in range(2))
+    alike = patience(student, teacher, torch.full((3,), 1 / 3))
+    assert torch.allclose(alike, patience(student, teacher))
+    weights = torch.tensor([0.5, 0.0, 0.5])
+    rows = [0.5 * ((student[k] - teacher[k])[[0, 2]] ** 2).mean() for k in range(2)]
+    assert torch.allclose(patience(student, teacher, weights), (rows[0] + rows[1]) / 2)

@@ -438,7 +438,7 @@ def test_truncated_foreign_newer_and_missing_files_are_clear_errors(make_base, t
     with pytest.raises(DeltaError, match="no full delta of anytune"):
         FullDelta.load(file.parent)
     save_file({"x": torch.zeros(1)}, file, {"anytune": '{"format": "anytune-full-delta", "format_version": 7}'})
-    with pytest.raises(DeltaError, match="format 7; this anytune reads up to 2"):
+    with pytest.raises(DeltaError, match="format 7; this anytune reads up to 3"):
         FullDelta.load(file.parent)
 
 

@@ -15,6 +15,9 @@ def export(
     out: Annotated[str | None, typer.Option(help="The folder to write (default: DELTA-exported).")] = None,
     store: options.Store = None,
     base: Annotated[str | None, typer.Option(help="The delta's base, if it is not found by itself.")] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Also the held-out rows beside it (texts of your task).")
+    ] = False,
     dry_run: options.DryRun = False,
 ) -> None:
     """Write a delta for other tools.
@@ -31,4 +34,4 @@ def export(
         return
     from anytune.jobs.load import export as job
 
-    print(job(delta, final, store=store, base=base))
+    print(job(delta, final, store=store, base=base, sample=sample))

@@ -19,8 +19,9 @@ from anytune.errors import AnytuneError, SettingsError
 INTERRUPTED = "interrupted; the same command goes on where it was"
 FLAG = "--traceback"
 ORDER = (
-    "demo", "doctor", "samples", "methods", "pretrain", "tune", "recycle", "compare", "anytime", "transfer",
-    "evaluate", "lm-eval", "predict", "merge", "export", "push", "pull", "report", "store", "run",
+    "demo", "doctor", "samples", "methods", "pretrain", "tune", "diagnose", "recycle", "upgrade", "compare", "anytime",
+    "recycle-tables", "transfer", "evaluate", "lm-eval", "predict", "merge", "export", "push", "pull", "report",
+    "store", "run",
 )  # fmt: skip
 #: Commands whose work several processes share; any other would be done by each of them.
 SHARED = ("pretrain", "tune", "recycle", "run")

@@ -14,6 +14,7 @@ from anytune.cli import (
     anytime,
     compare,
     demo,
+    diagnose,
     doctor,
     evaluate,
     export,
@@ -25,12 +26,14 @@ from anytune.cli import (
     pull,
     push,
     recycle,
+    recycle_tables,
     report,
     run,
     samples,
     store,
     transfer,
     tune,
+    upgrade,
 )
 from anytune.cli.failures import Guarded, hang_up, interrupted, leave_speech_to_first
 from anytune.engine.allocator import keep_freed_memory
@@ -53,6 +56,9 @@ def build(rich_help: bool = False) -> typer.Typer:
     app.command("pretrain")(pretrain.pretrain)
     app.command("tune")(tune.tune)
     app.command("recycle")(recycle.recycle)
+    app.command("upgrade")(upgrade.upgrade)
+    app.command("recycle-tables")(recycle_tables.recycle_tables)
+    app.command("diagnose")(diagnose.diagnose)
     app.command("compare")(compare.compare)
     app.command("anytime")(anytime.anytime)
     app.add_typer(transfer.build(**options), name="transfer")

@@ -33,6 +33,13 @@ Seeds = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="Name of what is stored.")]
 Keep = Annotated[str, typer.Option(help="'weights', or 'scores' to store the numbers alone.")]
+KeepSample = Annotated[
+    bool,
+    typer.Option(
+        "--keep-sample/--no-keep-sample",
+        help="Keep some validation rows beside the weights, by which an upgrade of the base scores them.",
+    ),
+]
 Tag = Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="A free label for reports, as arm=fresh.")]
 TrainSize = Annotated[int | None, typer.Option(help="Use so many training examples.", rich_help_panel=DATA)]
 TrainSizes = Annotated[

@@ -14,6 +14,9 @@ def push(
     repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; made if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Only you (and your organisation) can see it.")] = False,
     message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the commit.")] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Also the held-out rows beside it (texts of your task).")
+    ] = False,
     store: options.Store = None,
     json: options.Json = False,
 ) -> None:
@@ -25,7 +28,7 @@ def push(
     """
     from anytune.jobs.hub import push as job
 
-    address = job(reference, repository, store=store, private=private, message=message)
+    address = job(reference, repository, store=store, private=private, message=message, sample=sample)
     if json:
         show.print_json({"reference": reference, "repository": repository, "address": address, "private": private})
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any
 
 import typer
@@ -22,17 +23,40 @@ def recycle(
     ] = None,
     task: options.Task = None,
     method: Annotated[
-        str, typer.Option(help="'direct' (no training), 'initialize' (start there, then tune) ...")
+        str, typer.Option(help="'direct' (no training), 'initialize' (start there, then tune), 'distill' ...")
     ] = "initialize",
     tune_with: Annotated[
         list[str] | None, typer.Option("--tune", help="Tune method(s) after the move (default: those of the delta).")
     ] = None,
     set_: options.Set = None,
+    unlabelled: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts without labels, for methods that read them (distill with label_free).",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    projection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DELTA",
+            help="A delta with a projection trained on another task: these weights go through it, without training.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    via: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BASE", help="Hop by hop: a base between, first to last (repeat), or 'parents' to find them."
+        ),
+    ] = None,
     old_base: Annotated[str | None, typer.Option(help="The delta's own base, if it is not found by itself.")] = None,
     seeds: options.Seeds = None,
     store: options.Store = None,
     name: options.Name = None,
     keep: options.Keep = "weights",
+    keep_sample: options.KeepSample = True,
     tag: options.Tag = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
@@ -80,13 +104,15 @@ def recycle(
     )  # fmt: skip
     labels = values.tags(tag or [])
     from anytune.engine.progress import reporter
-    from anytune.jobs.recycle import recycle as job
+    from anytune.jobs.chain import recycle_chain, stops_given
+    from anytune.jobs.recycle import recycle as one_hop
 
+    job: Any = functools.partial(recycle_chain, via=stops_given(via)) if via else one_hop
     entries: list[Any] = job(
-        delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, old_base=old_base,
-        training=settings, seeds=chosen_seeds, train_size=train_size, per_class=per_class, keep=keep, name=name,
-        tags=labels, resume=going_on, log_with=log_with, log_dir=log_dir,
-        dry_run=dry_run, reporter=reporter(quiet), **columns,
+        delta, base, store=store, method=methods[0], tune=methods[1:] or None, task=task, unlabelled=unlabelled,
+        projection=projection, old_base=old_base, training=settings, seeds=chosen_seeds, train_size=train_size,
+        per_class=per_class, keep=keep, keep_sample=keep_sample, name=name, tags=labels, resume=going_on,
+        log_with=log_with, log_dir=log_dir, dry_run=dry_run, reporter=reporter(quiet), **columns,
     )  # fmt: skip
     if dry_run:
         forecasts.print_forecasts(entries, json=json)

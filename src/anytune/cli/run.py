@@ -77,6 +77,10 @@ def _plain(result: Any) -> Any:
         from anytune.jobs import transfer_grid
 
         return transfer_grid.record(result)
+    if hasattr(result, "upgrades"):
+        from anytune.jobs import recycle_grid
+
+        return recycle_grid.record(result)
     if hasattr(result, "lines"):
         if hasattr(result, "stages"):
             from anytune.jobs import anytime

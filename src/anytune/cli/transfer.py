@@ -28,7 +28,7 @@ TaskMetric = Annotated[str | None, typer.Option("--metric", help="Metric of the 
 
 def build(**settings: Any) -> typer.Typer:
     """The group of commands about transfer."""
-    app = typer.Typer(**settings, help="Rank stored soft prompts for a new task, and start from them.")
+    app = typer.Typer(**settings, help="Rank stored soft prompts for a task, and start from them.")
     app.command("rank")(rank)
     app.command("matrix")(matrix)
     app.command("run")(run)

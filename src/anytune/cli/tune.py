@@ -39,6 +39,7 @@ def tune(
     store: options.Store = None,
     name: options.Name = None,
     keep: options.Keep = "weights",
+    keep_sample: options.KeepSample = True,
     tag: options.Tag = None,
     steps: options.Steps = None,
     epochs: options.Epochs = None,
@@ -101,7 +102,7 @@ def tune(
         base, task, store=store, method=methods, training=settings, seeds=chosen_seeds or (0,), train_size=train_size,
         train_sizes=values.sizes(train_sizes), per_class=per_class, subset_seed=values.subset_seed(subset_seed),
         score_on=score_on, probe_on=probe_on, against=against,
-        keep=keep, name=name, tags=labels, start_from=start_from,
+        keep=keep, keep_sample=keep_sample, name=name, tags=labels, start_from=start_from,
         sources=source, teachers=teacher, resume=going_on, log_with=log_with, log_dir=log_dir,
         dry_run=dry_run, workers=workers, fan_out=fan_out, reporter=reporter(quiet), **columns,
     )  # fmt: skip

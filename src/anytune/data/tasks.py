@@ -120,6 +120,24 @@ class Task:
         note = f"few-shot: {wanted} asked for, {len(train)} taken, seed {seed}"
         return _finished(replace(self, train=train, validation=validation, notes=(*self.notes, note)))
 
+    def with_rows(
+        self,
+        *,
+        train: Sequence[Example] | None = None,
+        validation: Sequence[Example] | None = None,
+        test: Sequence[Example] | None = None,
+    ) -> Task:
+        """The task with other rows in some of its splits, and the ``content`` that goes with them.
+
+        Labels are indices into the same label names; a split that is None stays as it is.
+        """
+        return _finished(replace(
+            self,
+            train=self.train if train is None else tuple(train),
+            validation=self.validation if validation is None else tuple(validation),
+            test=self.test if test is None else tuple(test),
+        ))  # fmt: skip
+
     def record(self) -> manifests.TaskRecord:
         """What a manifest keeps of the task."""
         return manifests.TaskRecord(

@@ -51,6 +51,7 @@ from anytune.engine.trainer_arguments import (
 from anytune.engine.trainer_state import load_method_state, save_method_state
 from anytune.errors import SettingsError, TrainingError
 from anytune.methods import registry
+from anytune.methods.outdated import OutdatedWeights
 from anytune.methods.protocol import Batch, Method, Run
 from anytune.methods.step import StepModule, total, trainable
 from anytune.models.adapters import AdapterDelta
@@ -74,6 +75,7 @@ def hf_trainer(
     objective: Any = None,
     anatomy: Anatomy | None = None,
     install_outdated: Callable[[nn.Module], nn.Module] | None = None,
+    outdated: OutdatedWeights | None = None,
     base: Base | None = None,
     sources: Sequence[PromptSource] = (),
     teachers: Sequence[PromptSource] = (),
@@ -94,6 +96,8 @@ def hf_trainer(
         objective: the plain objective; by default what the model's class says.
         anatomy: of the model's kind; by default read from its config.
         install_outdated: recycle methods only: puts the outdated weights into the model.
+        outdated: recycle methods only: all of the outdated weights, their old base included; in place of
+            ``install_outdated``.
         base: the base the model was made from, for methods that need its tokenizer or pre-training head.
         sources: stored prompts of other tasks, for methods that take them; read by ``jobs.prompt_sources``.
         teachers: stored prompts of this task, likewise.
@@ -107,8 +111,8 @@ def hf_trainer(
     """
     return MethodTrainer(
         model, methods, args=args, head_names=head_names, objective=objective, anatomy=anatomy,
-        install_outdated=install_outdated, base=base, sources=sources, teachers=teachers, callbacks=callbacks,
-        **trainer,
+        install_outdated=install_outdated, outdated=outdated, base=base, sources=sources, teachers=teachers,
+        callbacks=callbacks, **trainer,
     )  # fmt: skip
 
 
@@ -183,6 +187,7 @@ class MethodTrainer(Trainer):
         objective: Any = None,
         anatomy: Anatomy | None = None,
         install_outdated: Callable[[nn.Module], nn.Module] | None = None,
+        outdated: OutdatedWeights | None = None,
         base: Base | None = None,
         sources: Sequence[PromptSource] = (),
         teachers: Sequence[PromptSource] = (),
@@ -211,7 +216,7 @@ class MethodTrainer(Trainer):
         objective = objective or default_objective(model, anatomy)
         self.run = Run(
             seed=derive_seed(args.seed, "method"), steps=steps, anatomy=anatomy, head_names=head_names,
-            install_outdated=install_outdated, objective=objective, base=base, device=args.device,
+            install_outdated=install_outdated, outdated=outdated, objective=objective, base=base, device=args.device,
             batches=data if data is not None and is_batches(data) else None,
             carried=load_carried(base.folder) if base is not None else {},
             sources=sources, teachers=teachers, label_names=named_labels(model),
@@ -219,6 +224,8 @@ class MethodTrainer(Trainer):
         with seeded(derive_seed(args.seed, "train")):
             for method in self.methods:
                 model = method.prepare(model, self.run)
+            if self.run.batches is not None and self.run.batches is not data:
+                trainer["train_dataset"] = self.run.batches  # a method trains on texts of its own
             self.random_at_start = random_state(args.device)
         check_weights(model)
         if not trainable(model):

@@ -32,6 +32,7 @@ from anytune.errors import DivergedError, TrainingError
 from anytune.manifests import METRICS_NAME, CurvePoint
 from anytune.methods.protocol import Batch, Method, Stage, overrides
 from anytune.methods.step import StepModule, total, trainable
+from anytune.metrics import METRICS
 
 #: Steps between looks at the loss: each look waits for the device once.
 LOG_EVERY = 10
@@ -163,7 +164,7 @@ class Loop:
             if resumed is None:
                 self._evaluate()
             for stage, begin, end in self.borders:
-                if self.state.step < end:
+                if self.state.step < end and not self._is_enough():
                     self._stage(stage, begin, end, resumed)
                     resumed = None
         finally:
@@ -192,6 +193,8 @@ class Loop:
                     self._look(loss, share)
                 if evaluates:
                     self._evaluate()
+                    if self._is_enough():
+                        return
                 stop = self.agreed_stop if self.runtime.world > 1 else self.asked()
                 if stop or self._checkpoint_due():
                     self._save()
@@ -332,6 +335,21 @@ class Loop:
         self.log.write(kind="validation", step=self.state.step, loss=found.loss, seconds=seconds, scores=scores)
         if self.settings.keep == "best":
             self.state.note_best(found.better)
+
+    def _is_enough(self) -> bool:
+        """Whether ``stop_at`` is reached or ``patience`` is at its end; read off the curve, so a resumed run agrees."""
+        if self.settings.stop_at is None and self.settings.patience is None:
+            return False
+        main = [next(iter(point.scores.items()), ("", None)) for point in self.state.result.curve]
+        name = main[0][0] if main else ""
+        sign = 1.0 if name in METRICS and METRICS[name].higher_is_better else -1.0  # of pre-training: losses
+        values = [-math.inf if value is None or math.isnan(value) else sign * value for _, value in main]
+        if not values:
+            return False
+        if self.settings.stop_at is not None and values[-1] >= sign * self.settings.stop_at:
+            return True
+        since = len(values) - 1 - values.index(max(values))
+        return self.settings.patience is not None and since >= self.settings.patience
 
     def scored(self, evaluate: Callable[[nn.Module], Evaluation]) -> Evaluation:
         """Process 0's scores, in every process, so that all keep the same weights as the best."""

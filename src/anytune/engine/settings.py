@@ -12,6 +12,8 @@ from anytune.errors import SettingsError, nearest
 
 #: Training settings that change no result: run keys leave them out, so a run that goes on may change them.
 RESULTLESS = ("checkpoint_every", "checkpoints_kept", "sharding")
+#: Settings that older versions lack: left out of the run key where they are not given, so that old runs are found.
+ADDED_LATER = ("dropout", "stop_at", "patience")
 
 
 class TrainingSettings(BaseModel):
@@ -43,14 +45,17 @@ class TrainingSettings(BaseModel):
         "none", description="fsdp = weights split up over the processes of a launcher; none = a copy in each"
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout while training; default: the base's own")
+    stop_at: float | None = Field(None, description="end at the first evaluation whose main score is as good as this")
+    patience: int | None = Field(None, gt=0, description="end after so many evaluations without a better main score")
     mask_probability: float = Field(0.15, gt=0, lt=1, description="share of tokens hidden (masked language modelling)")
 
 
 def decisive(settings: TrainingSettings) -> dict[str, Any]:
     """The settings that decide a run's result: all but :data:`RESULTLESS`."""
     decides = {name: value for name, value in settings.model_dump().items() if name not in RESULTLESS}
-    if settings.dropout is None:  # added later: runs made before it keep their keys
-        del decides["dropout"]
+    for name in ADDED_LATER:
+        if decides[name] is None:
+            del decides[name]
     return decides
 
 

@@ -43,6 +43,8 @@ class Command:
     tracking: Tracking | None = None
     #: whether a run that diverges is one of several, and stored
     keeps_failure: bool = False
+    #: whether held-out rows are kept beside the weights
+    keep_sample: bool = True
 
     @classmethod
     def of(
@@ -110,12 +112,13 @@ class Command:
                 plans.append(TuningPlan(
                     job="tune", base=self.base, task=part, settings=settings, seed=seed, keep=keep, start=start,
                     sources=sources, teachers=teachers, tracking=self.tracking, extra=self.extra, 
-                    keeps_failure=self.keeps_failure,
+                    keeps_failure=self.keeps_failure, keep_sample=self.keep_sample,
                     methods=fresh if start is None else methods_after(start, fresh)[0], inherited=inherited,
                     name=name or f"{self.task.name}-{fresh[0].name}-{self.base.name}", tags=dict(tags),
                     recipe=recipe_of(
                         "tune", base=self.base, task=self.task, method=method, training=settings, seeds=[seed],
-                        train_size=size, keep=keep, start_from=start.entry.reference if start else None,
+                        train_size=size, keep=keep, keep_sample=None if self.keep_sample else False,
+                        start_from=start.entry.reference if start else None,
                         sources=[one.recipe for one in sources] or None,
                         teachers=[one.recipe for one in teachers] or None,
                         subset_seed=None if part is self.task else self.parts.seed_of(seed) or None, **self.asked,

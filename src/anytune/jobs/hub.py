@@ -34,7 +34,16 @@ from anytune.jobs.hub_client import (
 )
 from anytune.jobs.model_card import front_matter, model_card
 from anytune.jobs.opening import DEFAULT_STORE, open_base, open_store
-from anytune.manifests import MANIFEST_NAME, METRICS_NAME, Manifest, load_json, read_manifest, write_manifest
+from anytune.manifests import (
+    MANIFEST_NAME,
+    METRICS_NAME,
+    SAMPLE_NAME,
+    Manifest,
+    load_json,
+    read_manifest,
+    sha256_file,
+    write_manifest,
+)
 from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE, AdapterDelta
 from anytune.models.base import load_base
 from anytune.models.delta_file import read_delta
@@ -61,6 +70,7 @@ def push(
     store: Store | Source | None = None,
     private: bool = False,
     message: str | None = None,
+    sample: bool = False,
 ) -> str:
     """Upload a delta or a base to a hub, in one commit; returns the address of its page.
 
@@ -72,6 +82,7 @@ def push(
         repository: ``owner/name``; made if missing.
         private: make it private. A repository that is public already is refused then.
         message: of the commit.
+        sample: also upload the held-out rows beside a delta (texts and labels of its task).
 
     Raises:
         StoreError: no such artefact, it is damaged, or only its scores were kept.
@@ -100,7 +111,9 @@ def push(
     earlier = _earlier_files(target, state.sha, present)
     base_repository = _base_repository(entry, place)
     content = _content(entry, target, base_repository, _earlier_page(target, state.sha, present))
-    stale = [name for name in earlier if name in present and name not in content]
+    if sample and entry.manifest.sample is not None and (entry.folder / SAMPLE_NAME).is_file():
+        content[SAMPLE_NAME] = entry.folder / SAMPLE_NAME
+    stale = [name for name in (*earlier, SAMPLE_NAME) if name in present and name not in content]
     operations: list[Any] = [CommitOperationAdd(name, data) for name, data in content.items()]
     operations += [CommitOperationDelete(name) for name in stale]
     summary = message or f"{entry.manifest.kind} {entry.name} ({entry.id[:12]})"
@@ -299,11 +312,13 @@ def _fetch_artefact(fetch: Fetcher) -> Entry:
             f"the manifest of {fetch.target} does not have the id it states ({manifest.id[:12]})",
             why="It was changed after it was written.", fix="ask its owner to push it again",
         )  # fmt: skip
-    reserved = [name for name in manifest.files if name in (MANIFEST_NAME, METRICS_NAME)]
+    reserved = [name for name in manifest.files if name in (MANIFEST_NAME, METRICS_NAME, SAMPLE_NAME)]
     if reserved:
         raise HubError(f"the manifest of {fetch.target} lists {reserved[0]} as content")
     own = README in manifest.files and OWN_README in fetch.sizes
     fetch([OWN_README if own and name == README else name for name in manifest.files])
+    if manifest.sample is not None and SAMPLE_NAME in fetch.sizes:
+        fetch([SAMPLE_NAME])
     return Entry(fetch.folder, manifest)
 
 
@@ -319,6 +334,9 @@ def _adopt(place: Store, found: Entry, name: str | None) -> Entry:
         for file in manifest.files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (found.folder / stored_as(found, file)).rename(folder / file)
+        rows = found.folder / SAMPLE_NAME
+        if manifest.sample is not None and rows.is_file() and sha256_file(rows) == manifest.sample.sha256:
+            rows.rename(folder / SAMPLE_NAME)
 
     return place.get(place.add(manifest, move))
 

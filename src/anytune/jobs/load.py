@@ -14,15 +14,16 @@ from anytune.data.tasks import Example, Task
 from anytune.engine.generation import LONGEST_RESPONSE, GreedyDecoding
 from anytune.engine.prediction import predict_logits, predict_tags, probabilities
 from anytune.engine.runtime import make_runtime
-from anytune.errors import DataError, StoreError
+from anytune.errors import DataError, DeltaError, StoreError
 from anytune.jobs.opening import base_of_delta, open_delta, open_store, open_task
 from anytune.jobs.recycle import check_labels, known_columns
 from anytune.jobs.scoring import EncodedTask, Scorer
 from anytune.jobs.tune import Source
 from anytune.jobs.tuning import install_delta, load_delta
-from anytune.manifests import MANIFEST_NAME, Manifest, staged_folder
+from anytune.manifests import MANIFEST_NAME, SAMPLE_NAME, Manifest, staged_folder
 from anytune.models.adapters import merge as merge_adapter
 from anytune.models.base import Base, save_base
+from anytune.models.delta_file import read_delta
 from anytune.models.probe import check_probe
 from anytune.models.soft_prompts import prompt_of
 from anytune.store import Entry, Store
@@ -91,7 +92,7 @@ def predict(
     entry = open_delta(delta, place)
     manifest = entry.manifest
     kind = manifest.task.kind if manifest.task else "classification"
-    rows = _examples(texts, kind)
+    rows = text_examples(texts, kind)
     check_pairs(manifest, rows)
     belongs = base_of_delta(entry, place, base)
     model, tokenizer = load(entry, store=place, base=belongs)
@@ -127,7 +128,7 @@ def predict(
     return answers
 
 
-def _examples(texts: Iterable[str | tuple[str, str] | Sequence[str]], kind: str) -> list[Example]:
+def text_examples(texts: Iterable[str | tuple[str, str] | Sequence[str]], kind: str) -> list[Example]:
     """Texts as examples without labels, checked."""
     rows = []
     for number, text in enumerate(texts):
@@ -221,11 +222,14 @@ def merge(
 
     Raises:
         StoreError: ``out`` exists or cannot be written.
+        DeltaError: bottleneck adapters, which no weight of the base can take in.
     """
     final = free_place(out)
     place = store_for(delta, store)
     entry = open_delta(delta, place)
     belongs = base_of_delta(entry, place, base)
+    if is_plugged_in(entry):
+        raise unmergeable(entry)
     model, _ = load(entry, store=place, base=belongs)
     if hasattr(model, "peft_config") or prompt_of(model) is not None:
         model = merge_adapter(model)
@@ -240,26 +244,47 @@ def export(
     *,
     store: Store | Source | None = None,
     base: Base | Entry | Source | None = None,
+    sample: bool = False,
 ) -> Path:
     """Write a delta for other tools: an adapter as a plain PEFT folder, a full difference as a merged model.
 
+    Bottleneck adapters, which nothing else reads, are written as they are stored.
+
     The manifest goes along, and every file that it lists, so that the folder can be imported again.
+
+    Args:
+        sample: also write the delta's held-out rows (texts and labels of its task), which stay behind otherwise.
     """
     place = store_for(delta, store)
     entry = open_delta(delta, place)
     place.verify(entry)
-    if entry.manifest.form == "full":
+    if entry.manifest.form == "full" and not is_plugged_in(entry):
         return merge(entry, out, store=place, base=base)
     if entry.manifest.form == "scores":
         load_delta(entry)  # raises: there are no weights
     final = free_place(out)
     with staged_folder(final) as folder:
-        for name in dict.fromkeys((*entry.manifest.files, "README.md", MANIFEST_NAME)):
+        rows = (SAMPLE_NAME,) if sample else ()
+        for name in dict.fromkeys((*entry.manifest.files, "README.md", *rows, MANIFEST_NAME)):
             held = entry.folder / stored_as(entry, name)
             if held.is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(held, folder / name)
     return final
+
+
+def is_plugged_in(entry: Entry) -> bool:
+    """Whether a full delta has bottleneck adapters: it then stays beside its base, as PEFT's do."""
+    return entry.manifest.form == "full" and read_delta(entry.folder).bottleneck is not None
+
+
+def unmergeable(entry: Entry) -> DeltaError:
+    """The error for bottleneck adapters that are to become part of a base's weights."""
+    return DeltaError(
+        f"'{entry.reference}' has bottleneck adapters and cannot be merged",
+        why="They bend what they are given, so no matrix of the base can take them in.",
+        fix="anytune export   (the delta as it is), or anytune.load(DELTA) beside its base",
+    )
 
 
 def check_pairs(manifest: Manifest, rows: Sequence[Example]) -> None:

@@ -82,8 +82,14 @@ def _what(manifest: Manifest) -> str:
         after = f", after {', '.join(plain(domain.name) for domain in manifest.domains)}" if manifest.domains else ""
         return f"A language model{after} ({made}), in a plain transformers folder. Made with anytune."
     form = "A PEFT adapter" if manifest.form == "peft" else "What full fine-tuning added (a difference)"
+    form = "Bottleneck adapters" if _is_plugged_in(manifest) else form
     task = plain(manifest.task.name) if manifest.task else "a task"
     return f"{form}: **{task}** tuned on **{base}** by {made}. Made with anytune."
+
+
+def _is_plugged_in(manifest: Manifest) -> bool:
+    """Whether networks were put into the base, which no matrix of it can take in."""
+    return manifest.form == "full" and any(method.name == "tune/bottleneck" for method in manifest.methods)
 
 
 def _facts(manifest: Manifest, base_repository: str | None) -> str:
@@ -154,6 +160,8 @@ def _loading(manifest: Manifest, repository: str, base_repository: str | None, c
                 ]
             )
         )
+    elif _is_plugged_in(manifest):
+        text.append("Its networks stand beside the base's weights; neither PEFT nor plain transformers reads them.")
     else:
         text.append(
             "It is a difference from its base, which plain transformers does not read; "
@@ -173,7 +181,8 @@ def _front_matter(manifest: Manifest, base_repository: str | None, config: Mappi
     front: dict[str, Any] = {}
     if base_repository:
         front["base_model"] = base_repository
-        front["base_model_relation"] = "adapter" if manifest.form == "peft" else "finetune"
+        beside = manifest.form == "peft" or _is_plugged_in(manifest)
+        front["base_model_relation"] = "adapter" if beside else "finetune"
     front["library_name"] = (
         "transformers" if manifest.kind == "base" else "peft" if manifest.form == "peft" else "anytune"
     )

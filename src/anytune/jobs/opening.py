@@ -145,7 +145,7 @@ def base_of_delta(
     raise StoreError(
         f"the base of '{entry.reference}' is not here: {wanted.short}",
         why="A delta is a difference from its base and means nothing without it.",
-        fix="--base FOLDER   (the folder or hub id of that base)",
+        fix="--base FOLDER   (the folder or hub id of that base; when recycling: --old-base FOLDER)",
     )
 
 

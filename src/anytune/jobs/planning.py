@@ -19,6 +19,7 @@ from anytune.jobs.forecast import PENDING, Forecast, standing_in
 from anytune.jobs.opening import open_base, open_store, open_task
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recycle import recycle
+from anytune.jobs.recycle_grid import recycle_grid
 from anytune.jobs.transfer_grid import transfer_grid
 from anytune.jobs.tune import tune
 from anytune.jobs.use_forecasts import forecast_evaluation
@@ -47,7 +48,7 @@ class Planner:
         """The forecasts of one job; ``arguments`` as its function takes them."""
         given = {key: value for key, value in arguments.items() if key != "reporter"}
         with caches_unwritten():
-            made: list[Forecast] = getattr(self, f"_{job}")(given)
+            made: list[Forecast] = getattr(self, f"_{job.replace('-', '_')}")(given)
         for one in made:
             if one.state == "stored":
                 self.stored.setdefault(slug(one.name), []).append(Entry(one.place, read_manifest(one.place)))
@@ -177,6 +178,12 @@ class Planner:
         base, pending = self._base(given["base"])
         with standing_in() if pending else nullcontext():
             made: Any = transfer_grid(**{**given, "base": base}, dry_run=True)
+        return list(made)
+
+    def _recycle_grid(self, given: dict[str, Any]) -> list[Forecast]:
+        base, pending = self._base(given["base"])
+        with standing_in() if pending else nullcontext():
+            made: Any = recycle_grid(**{**given, "base": base}, dry_run=True)
         return list(made)
 
     def _report(self, given: dict[str, Any]) -> list[Forecast]:

@@ -92,6 +92,7 @@ class TuneRecipe(TaskColumns):
     probe_on: Sources | None = None
     against: Method | None = None
     keep: Literal["weights", "scores"] = "weights"
+    keep_sample: bool = True
     name: str | None = None
     tags: dict[str, str] | None = None
 
@@ -124,7 +125,7 @@ class RecycleRecipe(TaskColumns):
     """``job: recycle``; see :func:`anytune.jobs.recycle.recycle`."""
 
     home = ("anytune.jobs.recycle", "recycle")
-    rooms: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"method": "recycle", "tune": "tune"}
+    rooms: ClassVar[Mapping[str, str | tuple[str, ...]]] = {"method": "recycle", "tune": TUNING}
     job: Literal["recycle"] = "recycle"
     delta: str
     base: str
@@ -132,6 +133,8 @@ class RecycleRecipe(TaskColumns):
     method: str | dict[str, Any] = "initialize"
     tune: Method | None = None
     task: Source | None = None
+    unlabelled: Source | list[str] | None = None
+    projection: str | None = None
     old_base: str | None = None
     training: dict[str, Any] | None = None
     resume: Resume = "auto"
@@ -141,6 +144,7 @@ class RecycleRecipe(TaskColumns):
     train_size: Count | None = None
     per_class: Count | None = None
     keep: Literal["weights", "scores"] = "weights"
+    keep_sample: bool = True
     name: str | None = None
     tags: dict[str, str] | None = None
 
@@ -230,6 +234,30 @@ class TransferRecipe(JobRecipe):
     fan_out: str = "processes"
 
 
+class RecycleGridRecipe(JobRecipe):
+    """``job: recycle-grid``; see :func:`anytune.jobs.recycle_grid.recycle_grid`."""
+
+    home = ("anytune.jobs.recycle_grid", "recycle_grid")
+    job: Literal["recycle-grid"] = "recycle-grid"
+    base: str
+    upgrades: list[dict[str, Any]]
+    tasks: Sources
+    forms: dict[str, Any]
+    arms: dict[str, Any]
+    out: str
+    control: str = "fresh"
+    store: str | None = None
+    old: list[int | Literal["full"]] | None = None
+    new: list[int | Literal["full"]] | None = None
+    seeds: Seeds | None = None
+    training: dict[str, Any] | None = None
+    pretraining: dict[str, Any] | None = None
+    upgrade_seed: int = 0
+    connect: dict[str, Any] | None = None
+    workers: int | None = None
+    fan_out: str = "processes"
+
+
 class ReportRecipe(JobRecipe):
     """``job: report``; see :func:`anytune.jobs.report.report`."""
 
@@ -250,5 +278,6 @@ JOBS: dict[str, type[JobRecipe]] = {
     "compare": CompareRecipe,
     "anytime": AnytimeRecipe,
     "transfer": TransferRecipe,
+    "recycle-grid": RecycleGridRecipe,
     "report": ReportRecipe,
 }

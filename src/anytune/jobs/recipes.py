@@ -33,9 +33,11 @@ from anytune.jobs.recipe_schemas import (
     JOBS,
     AnytimeRecipe,
     CompareRecipe,
+    EvaluateRecipe,
     JobRecipe,
-    PretrainRecipe,
+    RecycleGridRecipe,
     RecycleRecipe,
+    ReportRecipe,
     TransferRecipe,
     TuneRecipe,
 )
@@ -164,7 +166,7 @@ def _run_job(
     arguments = job.arguments()
     if store is not None:
         arguments["store"] = store
-    if isinstance(job, TuneRecipe | PretrainRecipe | RecycleRecipe | CompareRecipe | AnytimeRecipe | TransferRecipe):
+    if not isinstance(job, EvaluateRecipe | ReportRecipe):
         arguments["reporter"] = reporter
     function = getattr(importlib.import_module(module), name)
     for key in ("base", "old_base"):
@@ -333,6 +335,8 @@ def _check_methods(job: JobRecipe, values: Mapping[str, Any], text: RecipeText, 
         _check_anytime(job, text, place)
     if isinstance(job, TransferRecipe):
         _check_transfer(job, text, place)
+    if isinstance(job, RecycleGridRecipe):
+        _check_recycle_grid(job, text, place)
     for key, room in job.rooms.items():
         if values.get(key) is None:
             continue
@@ -374,6 +378,26 @@ def _check_transfer(job: TransferRecipe, text: RecipeText, place: tuple[str | in
         ("prompt", lambda: check_prompt(job.prompt)),
         ("rates", lambda: check_rates(job.rates)),
         ("measures", lambda: check_measures(job.measures, job.choose_by)),
+    ]
+    for key, check in checks:
+        try:
+            check()
+        except AnytuneError as problem:
+            raise _at(problem, _where(text, place, key)) from None
+
+
+def _check_recycle_grid(job: RecycleGridRecipe, text: RecipeText, place: tuple[str | int, ...]) -> None:
+    from anytune.jobs.recycle_design import check_recycle_arms, check_sizes
+
+    _check_training(job.pretraining, text, (*place, "pretraining"))
+    for key, found in (("arms", job.arms), ("forms", job.forms)):
+        for inner in (one for one in found.values() if isinstance(one, Mapping)):
+            for part in ("training", "old_training"):
+                _check_training(inner.get(part), text, (*place, key))
+    checks: list[tuple[str, Any]] = [
+        ("arms", lambda: check_recycle_arms(job.arms, job.control)),
+        ("old", lambda: check_sizes(job.old or ["full"], "old")),
+        ("new", lambda: check_sizes(job.new or ["full"], "new")),
     ]
     for key, check in checks:
         try:

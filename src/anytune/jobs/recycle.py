@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anytune.data.tasks import Task
+from anytune.data.tasks import Example, Task
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
-from anytune.engine.tracking import tracking
-from anytune.errors import DataError, DeltaError, StoreError, WrongBaseError
+from anytune.engine.tracking import Tracking, tracking
+from anytune.errors import DataError, DeltaError, StoreError
 from anytune.jobs.command import check_seeds, recipe_of
+from anytune.jobs.failures import are_kept
 from anytune.jobs.forecast import unwritten
-from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_store, open_task
+from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_domain, open_store, open_task
+from anytune.jobs.outdated import Moving
+from anytune.jobs.projections import given_projection
 from anytune.jobs.resuming import Resume, check_resume
 from anytune.jobs.run_all import forecast_all, tune_all
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.tune import Source
-from anytune.jobs.tuning import Outdated, TuningPlan, load_delta
+from anytune.jobs.tuning import AnyDelta, TuningPlan
 from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method
-from anytune.models.adapters import INSIDE, AdapterDelta, head_modules
+from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
-from anytune.models.delta import FullDelta
-from anytune.models.prompt_files import BEFORE
-from anytune.models.soft_prompt_config import is_soft_prompt
+from anytune.models.relabel import few, label_order
+from anytune.models.soft_prompt_config import config_from_peft, is_soft_prompt
 from anytune.store import Entry, Store
 
 
@@ -39,12 +41,15 @@ def recycle(
     method: str | Mapping[str, Any] = "initialize",
     tune: str | Sequence[Any] | Mapping[str, Any] | None = None,
     task: Task | Source | None = None,
+    unlabelled: Source | Sequence[str | tuple[str, str]] | None = None,
+    projection: Entry | Source | None = None,
     old_base: Base | Entry | Source | None = None,
     training: TrainingSettings | Mapping[str, Any] | None = None,
     seeds: Sequence[int] | None = None,
     train_size: int | None = None,
     per_class: int | None = None,
     keep: str = "weights",
+    keep_sample: bool = True,
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     resume: Resume = "auto",
@@ -59,11 +64,17 @@ def recycle(
     Args:
         delta: an outdated delta: name, id or folder.
         base: the upgraded base.
-        method: "direct" (no training) or "initialize" (start there, then tune), or another recycle method.
+        method: "direct" (no training), "initialize" (start there, then tune), "distill" (learn from the old model), or
+            another recycle method.
         tune: tune method(s) of the training after it; default: what the delta was tuned with.
         task: the task's data; default: the task the delta's manifest refers to, if it is a sample or datasets id.
+        unlabelled: texts without labels, for methods that read them: a domain (a file, "sample:NAME"), or the texts
+            themselves (pairs of texts where the task's rows are pairs).
+        projection: for the method "projection": a delta of the new base that it was trained for on another task; the
+            outdated weights go through its map, and nothing is trained.
         old_base: the base the delta belongs to, if it is not found by itself.
         seeds: default: the delta's own seed.
+        keep_sample: keep some validation rows beside the weights; see :func:`anytune.jobs.tune.tune`.
         training: default: the settings the delta was tuned with.
         resume: "auto" goes on with a run that was interrupted; "must" is an error where none of the seeds was begun
             before, and names what differs; "never" throws checkpoints away and begins at step 0.
@@ -75,105 +86,82 @@ def recycle(
         One store entry per seed.
 
     Raises:
-        AnytuneError: bad input, bases of different shape (with a reason for each tensor), labels that differ, or
-            missing task data.
+        AnytuneError: bad input, bases of different shape where the method puts the old weights onto the new one (with
+            a reason for each tensor), labels that differ, missing task data, or texts that no method reads.
     """
     resume = check_resume(resume)
     followed = tracking(log_with, log_dir)
     place = open_store(store)
-    entry = open_delta(delta, place)
-    old = base_of_delta(entry, place, old_base)
-    new = open_base(base, place)
-    data = _task_of(entry.manifest, task, columns)
-    if train_size is not None or per_class is not None:
-        data = data.subset(train_size=train_size, per_class=per_class, seed=0)
-    check_labels(entry.manifest, data)
-    check_vocabulary(old, new)
-    moved_delta = moved(entry, old, new)
-    given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
-    settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new, asked=given)
-    tuned_by = _tune_methods(entry.manifest, tune, moved_delta)
-    plans = []
-    for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):
-        kind = new.anatomy.model_type
-        recycle_method = registry.parse(method, "recycle", kind)
-        methods = [*recycle_method, *(registry.parse(tuned_by, "tune", kind) if recycle_method[0].trains else [])]
-        plans.append(TuningPlan(
-            job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
-            outdated=Outdated(entry, moved_delta, new), keep=keep, tracking=followed,
-            inherited=inherited_methods(entry.manifest, methods),
-            name=name or f"{data.name}-{methods[0].name}-{new.name}",
-            tags=dict(tags or {"arm": methods[0].name}),
-            recipe=recipe_of("recycle", base=new, task=data, delta=entry.reference, method=method, tune=tuned_by,
-                             training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
-                             **columns),
-        ))  # fmt: skip
-
-    def encoded(part: Task) -> EncodedTask:
-        return EncodedTask.of(part, new, settings.max_length)
-
+    plans, encoded = recycling_plans(
+        delta, base, store=place, method=method, tune=tune, task=task, unlabelled=unlabelled, projection=projection,
+        old_base=old_base, training=training, seeds=seeds, train_size=train_size, per_class=per_class, keep=keep,
+        keep_sample=keep_sample, name=name, tags=tags, followed=followed, **columns,
+    )  # fmt: skip
     if dry_run:
         forecasts: list[Any] = forecast_all(plans, place, encoded=encoded)
         return forecasts
     return tune_all(plans, place, encoded=encoded, reporter=reporter, resume=resume)
 
 
-def moved(entry: Entry, old: Base, new: Base) -> FullDelta | AdapterDelta:
-    """The delta as it lands on the new base, without training.
-
-    A full difference is carried bit for bit (its exact corrections only onto the same base); an adapter is carried as
-    it is, except that absolute copies of modules the base holds become differences and back.
-
-    Raises:
-        DeltaError: only its scores were kept, or the bases' tensors do not fit (a reason for each).
-    """
-    delta = load_delta(entry)
-    if isinstance(delta, FullDelta):
-        return delta if delta.base.backbone == new.identity.backbone else delta.rebased(new.identity)
-    # a generating model's head is the base's own vocabulary head: a copy of it moves as a difference too
-    head = entry.manifest.task is not None and entry.manifest.task.kind == "generation"
-    before, after = (base.tensors(pretraining_head=head) for base in (old, new))
-    return complete_head(delta, entry, old).rebase(before, after, new.anatomy)
-
-
-def check_vocabulary(old: Base, new: Base) -> None:
-    """Every word of the old base must have the same number in the new one; words may have been added.
-
-    Shapes would not tell: with the same number of words, each tuned embedding would land on another word.
+def recycling_plans(
+    delta: Entry | Source, base: Base | Entry | Source, *, store: Store,
+    method: str | Mapping[str, Any] = "initialize", tune: str | Sequence[Any] | Mapping[str, Any] | None = None,
+    task: Task | Source | None = None, unlabelled: Source | Sequence[str | tuple[str, str]] | None = None,
+    projection: Entry | Source | None = None, old_base: Base | Entry | Source | None = None,
+    training: TrainingSettings | Mapping[str, Any] | None = None,
+    seeds: Sequence[int] | None = None, train_size: int | None = None, per_class: int | None = None,
+    keep: str = "weights", keep_sample: bool = True, name: str | None = None, tags: Mapping[str, str] | None = None,
+    followed: Tracking | None = None, **columns: Any,
+) -> tuple[list[TuningPlan], Callable[[Task], EncodedTask]]:  # fmt: skip
+    """The runs that :func:`recycle` would make, everything opened and checked; and what gives their task as token ids.
 
     Raises:
-        WrongBaseError: some words have another number, or none.
+        AnytuneError: as ``recycle``.
     """
-    if old.identity.vocabulary == new.identity.vocabulary:
-        return
-    before, after = old.tokenizer().get_vocab(), new.tokenizer().get_vocab()
-    changed = sorted(word for word, number in before.items() if after.get(word) != number)
-    if changed:
-        word = changed[0]
-        raise WrongBaseError(
-            f"the vocabularies of {old.name} and {new.name} differ in {len(changed)} of {len(before)} words: "
-            f"{word!r} is number {before[word]} in one and {after.get(word, 'none')} in the other",
-            why="The tuned weights were learned for other words.",
-            fix=f"an upgrade of {old.name} that keeps its vocabulary, or tune the task afresh on {new.name}",
-        )
+    place = store
+    entry = open_delta(delta, place)
+    old = base_of_delta(entry, place, old_base)
+    new = open_base(base, place)
+    data = _task_of(entry.manifest, task, columns)
+    if train_size is not None or per_class is not None:
+        data = data.subset(train_size=train_size, per_class=per_class, seed=0)
+    check_kind(entry.manifest, data)
+    moving = Moving(entry, old, new, label_order(entry.manifest.label_names, data.label_names, data.name))
+    recycle_methods = registry.parse(method, "recycle", new.anatomy.model_type)
+    if any(one.begins == "moved" for one in recycle_methods):
+        moving.delta  # noqa: B018 - refused before anything is computed
+    texts = texts_without_labels(unlabelled, data, recycle_methods)
+    projected = given_projection(projection, recycle_methods, new, place)
+    given = dict(training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else training or {})
+    settings = fitting(training_settings({**_inherited(entry.manifest), **given}), new, asked=given)
+    fresh = all(one.begins == "fresh" for one in recycle_methods)
+    tuned_by = _tune_methods(entry.manifest, tune, moving.own, fresh)
+    kind = new.anatomy.model_type
+    plans = []
+    for seed in check_seeds(seeds if seeds is not None else [entry.manifest.seed]):
+        methods = registry.parse(method, "recycle", kind)
+        if projected is None and all(one.trains for one in methods):
+            beside = registry.parse(tuned_by, registry.TUNING, kind)
+            # what learns from the old model sees the model as it will be trained; moved weights come first
+            methods = [*beside, *methods] if fresh else [*methods, *beside]
+        plans.append(TuningPlan(
+            job="recycle", base=new, task=data, methods=methods, settings=settings, seed=seed,
+            outdated=moving, unlabelled=texts, projection=projected, keep=keep, keep_sample=keep_sample,
+            tracking=followed, keeps_failure=are_kept(), notes=moving.notes,
+            inherited=inherited_methods(entry.manifest, methods) if not fresh else (),
+            name=name or f"{data.name}-{recycle_methods[0].name}-{new.name}",
+            tags=dict(tags or {"arm": recycle_methods[0].name}),
+            recipe=recipe_of("recycle", base=new, task=data, delta=entry.reference, method=method, tune=tuned_by,
+                             training=settings, seeds=[seed], train_size=train_size, per_class=per_class, keep=keep,
+                             keep_sample=None if keep_sample else False,
+                             unlabelled=recorded_texts(unlabelled),
+                             projection=projected.entry.reference if projected else None, **columns),
+        ))  # fmt: skip
 
+    def encoded(part: Task) -> EncodedTask:
+        return EncodedTask.of(part, new, settings.max_length)
 
-def complete_head(adapter: AdapterDelta, entry: Entry, base: Base) -> AdapterDelta:
-    """The adapter with its whole head.
-
-    PEFT alone saves no freshly made pooler, so an adapter made elsewhere may lack one. It is given the values that
-    ``load`` answers with (head seed 0); from here on they are trained, saved and moved with it.
-    """
-    kind = entry.manifest.task.kind if entry.manifest.task else "classification"
-    model, head_names = base.task_model(kind, entry.manifest.label_names, seed=0)
-    missing = adapter.saved_head_missing(head_names)
-    if not missing:
-        return adapter
-    state = model.state_dict()
-    before = BEFORE if is_soft_prompt(adapter.config) else INSIDE
-    tensors = {f"{before}{name}": state[name].clone() for name in missing}
-    saved = [*(adapter.config.get("modules_to_save") or []), *head_modules(model, missing)]
-    return AdapterDelta({**adapter.config, "modules_to_save": saved}, {**adapter.tensors, **tensors})
+    return plans, encoded
 
 
 def check_labels(manifest: Manifest, task: Task) -> None:
@@ -182,18 +170,27 @@ def check_labels(manifest: Manifest, task: Task) -> None:
     Raises:
         DataError: they differ; the head's outputs would mean other things.
     """
+    check_kind(manifest, task)
+    if task.label_names and list(task.label_names) != manifest.label_names:
+        raise DataError(
+            f"labels differ: the delta has {few(manifest.label_names)}; "
+            f"task '{task.name}' has {few(task.label_names)}",
+            why="Output i of the delta's head would be read as another label.",
+            fix="--task with the same labels; a fixed order can be given with --label-names",
+        )
+
+
+def check_kind(manifest: Manifest, task: Task) -> None:
+    """The task must be of the delta's kind.
+
+    Raises:
+        DataError: it is not.
+    """
     if manifest.task is not None and manifest.task.kind != task.kind:
         raise DataError(
             f"'{manifest.name}' is a {manifest.task.kind} delta and task '{task.name}' is {task.kind}",
             why="A head of one kind gives nothing for the other.",
             fix="--task the task the delta was tuned on",
-        )
-    if task.label_names and list(task.label_names) != manifest.label_names:
-        raise DataError(
-            f"labels differ: the delta has {_few(manifest.label_names)}; "
-            f"task '{task.name}' has {_few(task.label_names)}",
-            why="Output i of the delta's head would be read as another label.",
-            fix="--task with the same labels; a fixed order can be given with --label-names",
         )
 
 
@@ -201,10 +198,6 @@ def inherited_methods(manifest: Manifest, methods: Sequence[Method]) -> list[Met
     """The tune methods of the outdated delta that this run does not name itself: LoRA's matrices, a frozen body."""
     named = {f"{method.room}/{method.name}" for method in methods}
     return [record for record in manifest.methods if record.name.startswith("tune/") and record.name not in named]
-
-
-def _few(names: Sequence[str]) -> str:
-    return f"{len(names)} labels ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
 
 
 def _task_of(manifest: Manifest, task: Task | Source | None, columns: Mapping[str, Any]) -> Task:
@@ -229,21 +222,29 @@ def known_columns(manifest: Manifest) -> dict[str, Any]:
 
 def _inherited(manifest: Manifest) -> dict[str, Any]:
     """The delta's own training settings, where they are settings of this version."""
-    known = TrainingSettings.model_fields
+    known = set(TrainingSettings.model_fields) - {"stop_at"}  # that was a goal of its own run
     return {key: value for key, value in manifest.training.items() if key in known and value is not None}
 
 
-def _tune_methods(manifest: Manifest, tune: Any, delta: FullDelta | AdapterDelta) -> Any:
-    """Tune methods for the steps after the move; an adapter brings its own parametrisation with it."""
+def _tune_methods(manifest: Manifest, tune: Any, own: AnyDelta, fresh: bool) -> Any:
+    """Tune methods for the steps of the run.
+
+    Where it begins with the moved weights, an adapter brings its own parametrisation with it; where it begins afresh,
+    the delta's own methods make it anew.
+    """
+    adapter = own if isinstance(own, AdapterDelta) else None
+    prompt = adapter is not None and is_soft_prompt(adapter.config)
     if tune is None:
         tune = [
             {"name": record.name, "settings": record.settings}
             for record in manifest.methods
             if record.name.startswith("tune/")
         ]
+        if fresh:
+            return _made_anew(manifest, adapter) + ([] if prompt else tune) or tune or ["full"]
         # a soft prompt goes on being tuned as what it is
-        tune = tune or ([] if isinstance(delta, AdapterDelta) and is_soft_prompt(delta.config) else ["full"])
-    if not isinstance(delta, AdapterDelta):
+        tune = tune or ([] if prompt else ["full"])
+    if adapter is None or fresh:
         return tune
     chosen = [tune] if isinstance(tune, str | Mapping) else list(tune)
     names = [one if isinstance(one, str) else one["name"] for one in chosen]
@@ -254,3 +255,67 @@ def _tune_methods(manifest: Manifest, tune: Any, delta: FullDelta | AdapterDelta
             fix=f"anytune merge {manifest.name}   (gives a plain model), then tune that",
         )
     return [one for one, name in zip(chosen, names, strict=True) if name.removeprefix("tune/") not in ("lora", "full")]
+
+
+def _made_anew(manifest: Manifest, adapter: AdapterDelta | None) -> list[dict[str, Any]]:
+    """The method that makes an adapter like this one on another base, where the manifest names none that can.
+
+    Raises:
+        DeltaError: no method makes adapters of its kind.
+    """
+    if adapter is None or any(record.name == "tune/lora" for record in manifest.methods):
+        return []
+    config = adapter.config
+    if is_soft_prompt(config):
+        prompt = config_from_peft(config)
+        return [{"name": "prompt_tuning", "settings": {"kind": prompt.kind, "length": prompt.length}}]
+    if config.get("peft_type") == "LORA":
+        settings = {"r": config.get("r", 8), "alpha": config.get("lora_alpha", 8), "targets": config["target_modules"]}
+        return [{"name": "lora", "settings": settings}]
+    raise DeltaError(
+        f"'{manifest.name}' is a {config.get('peft_type')} adapter, and none like it can be made on another base",
+        why="The new weights begin afresh, and no tune method makes this kind.",
+        fix="--tune lora   (or another tune method)",
+    )
+
+
+def texts_without_labels(
+    given: Source | Sequence[str | tuple[str, str]] | None, task: Task, methods: Sequence[Method]
+) -> tuple[Example, ...]:
+    """Texts without labels as rows like the task's.
+
+    Raises:
+        DataError: no method reads them, the task's rows are pairs and these are not, or there is none.
+    """
+    if given is None:
+        return ()
+    if not any(method.reads_unlabelled() for method in methods):
+        raise DataError(
+            "texts without labels are given, and no method reads them",
+            why="They would be passed over without a word.",
+            fix="--method distill --set label_free=true",
+        )
+    texts: Sequence[str | tuple[str, str]]
+    if isinstance(given, str | Path | Mapping):
+        texts = open_domain(given, heldout_fraction=0.0).texts
+    else:
+        texts = given
+    pairs = task.train[0].text_pair is not None
+    if not texts or any(isinstance(text, str) == pairs for text in texts):
+        raise DataError(
+            "the texts without labels are not like the task's rows" if texts else "there are no texts without labels",
+            why=f"Each row of '{task.name}' is {'two texts' if pairs else 'one text'}.",
+            fix='recycle(..., unlabelled=[("first", "second"), ...])' if pairs else "a .txt file, or a list of texts",
+        )
+    words = task.kind == "token-classification"
+    made = []
+    for text in texts:
+        first, second = (text, None) if isinstance(text, str) else text
+        split = tuple(first.split()) if words else None
+        made.append(Example(" ".join(split) if split else first, second, 0, split))
+    return tuple(made)
+
+
+def recorded_texts(given: Any) -> Any:
+    """What a recipe keeps of texts: their source, never the texts themselves."""
+    return given if given is None or isinstance(given, str | Mapping) else None

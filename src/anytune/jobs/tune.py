@@ -53,6 +53,7 @@ def tune(
     probe_on: Sources | None = None,
     against: str | Sequence[Any] | Mapping[str, Any] | None = None,
     keep: str = "weights",
+    keep_sample: bool = True,
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     start_from: Entry | Source | None = None,
@@ -88,6 +89,8 @@ def tune(
         against: a method that is run beside this one as control, with the same seeds, sizes and training settings; of
             its runs scores alone are stored.
         keep: "weights", or "scores" to store the numbers alone.
+        keep_sample: keep some validation rows (texts and labels) beside the weights, by which an upgrade of the base
+            scores them; they are neither exported nor pushed.
         start_from: a stored delta of the same base and labels (a full difference, or an adapter and its method): a
             new run from these weights. Weights of another base are for :func:`anytune.recycle`.
         sources: stored soft prompts of this base, tuned on other tasks, best first, for a method that starts from them
@@ -119,7 +122,7 @@ def tune(
         place, open_base(base, place), task, training=training, seeds=seeds, train_size=train_size,
         train_sizes=train_sizes, per_class=per_class, subset_seed=subset_seed, score_on=score_on,
         label_map=label_map, probe_on=probe_on, columns=columns, start_from=start_from, sources=sources,
-        teachers=teachers, tracking=followed, keeps_failure=several,
+        teachers=teachers, tracking=followed, keeps_failure=several, keep_sample=keep_sample,
     )  # fmt: skip
     if keep not in ("weights", "scores"):
         raise SettingsError(f"keep = '{keep}'", fix="keep=weights or keep=scores")
@@ -140,7 +143,7 @@ def tune(
     call = {
         "base": base, "task": task, "store": str(place.folder), "training": training, "per_class": per_class,
         "subset_seed": subset_seed, "score_on": score_on, "label_map": label_map, "probe_on": probe_on,
-        "start_from": start_from, "resume": "auto" if resume == "must" else resume, "log_with": log_with,
+        "start_from": start_from, "keep_sample": keep_sample, "resume": "auto" if resume == "must" else resume, "log_with": log_with,
         "log_dir": log_dir, **columns,
     }  # fmt: skip
     calls = [{**call, **_prompts(plan), "method": method, "keep": keep, "name": name, "tags": tags} for plan in plans]

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from anytune.data.batches import ExampleBatches
 from anytune.data.tasks import Task
@@ -28,6 +29,7 @@ from anytune.jobs.failures import keep_failure
 from anytune.jobs.forecast import Prepared
 from anytune.jobs.resuming import Resume, RunIdentity, once
 from anytune.jobs.scoring import DECODED_WHILE_TRAINING, Answers, EncodedTask, Scorer, write_predictions
+from anytune.jobs.stored_sample import write_sample
 from anytune.jobs.task_features import keep_features
 from anytune.manifests import METRICS_NAME, BaseIdentity, Manifest, MethodRecord, Parent
 from anytune.methods import registry
@@ -35,13 +37,17 @@ from anytune.methods.objective import objective_for
 from anytune.methods.protocol import Method, Run, overrides
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
+from anytune.models.bottleneck import bottleneck_names, bottlenecks_of
 from anytune.models.delta import FullDelta
 from anytune.models.dropout import set_dropout
 from anytune.models.probe import make_probe
 from anytune.models.soft_prompts import prompt_of
+from anytune.models.weights import write_tensors
 from anytune.store import Entry, Store
 
 if TYPE_CHECKING:
+    from anytune.data.tasks import Example
+    from anytune.jobs.outdated import Moving
     from anytune.models.soft_prompts import PromptSource
 
 PREDICTIONS_NAME = "predictions.jsonl"
@@ -74,16 +80,23 @@ class GivenPrompt:
 
 
 @dataclass(frozen=True)
-class Outdated:
-    """Weights that a run starts from: outdated ones on their way to a new base, or a delta of the same base."""
+class GivenProjection:
+    """A projection of outdated weights that another run has trained, with where it stands."""
 
     entry: Entry
-    #: already moved to the new base (see ``jobs.recycle.moved``)
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Outdated:
+    """Weights that a run starts from: a delta of the same base."""
+
+    entry: Entry
     delta: AnyDelta
     base: Base
 
     def install(self, model: nn.Module) -> nn.Module:
-        """Put the weights into a task model of the new base; an adapter wraps it."""
+        """Put the weights into a task model of the base; an adapter wraps it."""
         return install_delta(self.delta, model, self.base, trainable=True)
 
 
@@ -97,14 +110,21 @@ class TuningPlan:
     methods: Sequence[Method]
     settings: TrainingSettings
     seed: int
-    outdated: Outdated | None = None
+    #: outdated weights on their way to this base
+    outdated: Moving | None = None
+    #: texts without labels, for methods that read them
+    unlabelled: Sequence[Example] = ()
     #: a delta of the same base that the run starts from
     start: Outdated | None = None
     #: stored soft prompts it is given: tuned on other tasks, and on this one
     sources: Sequence[GivenPrompt] = ()
     teachers: Sequence[GivenPrompt] = ()
+    #: a trained projection: the outdated weights go through it, and nothing is trained
+    projection: GivenProjection | None = None
     #: "weights", or "scores" for controls of which only the numbers are wanted
     keep: str = "weights"
+    #: keep some held-out rows beside the weights, for upgrades of the base
+    keep_sample: bool = True
     name: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +141,7 @@ class TuningPlan:
     @property
     def trains(self) -> bool:
         """Whether any step is made."""
-        return all(method.trains for method in self.methods)
+        return self.projection is None and all(method.trains for method in self.methods)
 
     def runtime(self) -> Runtime:
         """Where and in which precision the run computes."""
@@ -143,6 +163,11 @@ class TuningPlan:
             if prompts:
                 decides[key] = [one.decides for one in prompts]
                 names[key] = ", ".join(one.entry.name for one in prompts)
+        if self.projection is not None:
+            decides["projection"] = self.projection.entry.manifest.id
+            names["projection"] = self.projection.entry.name
+        if self.unlabelled:
+            decides["unlabelled"] = content_of(self.unlabelled)
         if self.extra is not None:
             decides |= self.extra.decides()
         return RunIdentity(decides, names, f"{self.job} {self.task.name} seed {self.seed}")
@@ -185,6 +210,12 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
     """The run ready to begin; inside, torch draws from the run's own seed."""
     task, base, settings = plan.task, plan.base, plan.settings
     batches = ExampleBatches(encoded.train, settings.batch_size, derive_seed(plan.seed, "order"))
+    moving, outdated, unlabelled = plan.outdated, None, None
+    if moving is not None:
+        outdated = moving.in_run(task, encoded.train, settings, plan.seed, runtime)
+        unlabelled = outdated.batches_of(plan.unlabelled) if plan.unlabelled else None
+        if unlabelled is not None and any(method.reads_unlabelled() for method in plan.methods):
+            batches = unlabelled
     steps = total_steps(settings, batches.batches_per_epoch, world=runtime.world) if plan.trains else 0
     validate = _scorer(plan, encoded, "validation", runtime)
     objective = objective_for(task.kind, base.anatomy)
@@ -199,9 +230,12 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
             steps=steps,
             anatomy=base.anatomy,
             head_names=head_names,
-            install_outdated=plan.outdated.install if plan.outdated else None,
+            outdated=outdated,
             objective=objective,
             batches=batches,
+            unlabelled=unlabelled,
+            validate=lambda current: scored(validate, current, runtime),
+            projection=plan.projection.tensors if plan.projection else None,
             base=base,
             device=runtime.device,
             label_names=task.label_names,
@@ -215,7 +249,7 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
         arguments = {
             "methods": plan.methods,
             "objective": objective,
-            "batches": batches,
+            "batches": run.batches,  # a method may have put texts of its own in their place
             "steps": steps,
             "settings": settings,
             "learning_rate": learning_rate(plan),
@@ -223,6 +257,24 @@ def prepared(plan: TuningPlan, encoded: EncodedTask, runtime: Runtime) -> Iterat
             "evaluate": lambda current: validate(current, decoded=DECODED_WHILE_TRAINING)[0],
         }
         yield Prepared(model, run, arguments, list(head_names))
+
+
+def scored(validate: Scorer, model: nn.Module, runtime: Runtime) -> float:
+    """What a model is worth on validation data, higher is better; the model stays where and as it was."""
+    parameter = next(model.parameters())
+    before, training = parameter.device, model.training
+    try:
+        return float(validate(model.to(runtime.device), decoded=DECODED_WHILE_TRAINING)[0].better)
+    finally:
+        model.to(before).train(training)
+
+
+def content_of(examples: Sequence[Example]) -> str:
+    """SHA-256 over texts in their order, whatever their labels."""
+    state = hashlib.sha256()
+    for one in examples:
+        state.update(repr((one.text, one.text_pair, one.words)).encode())
+    return state.hexdigest()
 
 
 def _tune(
@@ -325,8 +377,11 @@ def delta_of(model: nn.Module, base: Base, head_names: list[str], identity: Base
         return AdapterDelta.from_model(model, identity, head_names)
     if hasattr(model, "peft_config"):
         return AdapterDelta.from_model(model, identity)
-    tensors = base.tensors(pretraining_head=True)
-    return FullDelta.extract(tensors, model.state_dict(), head_names, base.anatomy, identity)
+    tensors, inserted = base.tensors(pretraining_head=True), bottlenecks_of(model)
+    return FullDelta.extract(
+        tensors, model.state_dict(), [*head_names, *bottleneck_names(model)], base.anatomy, identity,
+        inserted.config.to_record() if inserted is not None else None,
+    )  # fmt: skip
 
 
 @dataclass
@@ -351,6 +406,8 @@ class _Outcome:
         self.model.cpu()
         delta = self.delta() if plan.keep == "weights" else None
         manifest = self.manifest(delta, scores)
+        keep_sample = plan.keep_sample and delta is not None
+        beside = {name: one for method in plan.methods for name, one in method.files().items()} if delta else {}
 
         def write(folder: Path) -> None:
             if isinstance(delta, AdapterDelta):
@@ -358,6 +415,10 @@ class _Outcome:
             elif delta is not None:
                 delta.save(folder)
             write_predictions(folder / PREDICTIONS_NAME, plan.task, "test", answers)
+            for name, tensors in beside.items():
+                write_tensors(folder / name, dict(tensors), {"format": "pt"})
+            if keep_sample:
+                manifest.sample = write_sample(folder, plan.task)
             if (self.work / METRICS_NAME).exists():
                 shutil.copy(self.work / METRICS_NAME, folder / METRICS_NAME)
 
@@ -380,7 +441,7 @@ class _Outcome:
 
     def delta(self) -> AnyDelta:
         """What is stored: the outdated weights as they were moved, if nothing was trained; else what training made."""
-        if self.plan.outdated is not None and not self.plan.trains:
+        if self.plan.outdated is not None and all(method.moves_only for method in self.plan.methods):
             return self.plan.outdated.delta  # bit for bit, so that a chain of upgrades adds no rounding
         return delta_of(self.model, self.plan.base, self.head_names, self.plan.base.identity)
 
@@ -395,7 +456,8 @@ class _Outcome:
         made.steps, made.best_step = result.steps, result.best_step
         made.seconds, made.examples = round(result.seconds, 3), result.examples
         made.probe = make_probe(self.model, plan.base.config.vocab_size, plan.seed) if delta else None
-        made.notes = [*made.notes, *truncation_notes(self.encoded, plan.settings.max_length)]
+        found = [note for method in plan.methods for note in method.notes()]
+        made.notes = [*made.notes, *found, *truncation_notes(self.encoded, plan.settings.max_length)]
         return made
 
 
@@ -406,7 +468,7 @@ def manifest_of(plan: TuningPlan, key: str, runtime: Runtime, *, form: Literal["
     for weights in (plan.outdated, plan.start):
         if weights is not None and weights.entry.manifest.id:
             parents.append(Parent(id=weights.entry.manifest.id, role="delta", name=weights.entry.manifest.name))
-    for given in (*plan.sources, *plan.teachers):
+    for given in (*plan.sources, *plan.teachers, *((plan.projection,) if plan.projection else ())):
         parents.append(Parent(id=given.entry.manifest.id, role="delta", name=given.entry.manifest.name))
     return Manifest(
         kind="delta",

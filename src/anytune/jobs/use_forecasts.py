@@ -13,14 +13,16 @@ from anytune.engine.runtime import make_runtime
 from anytune.engine.settings import training_settings
 from anytune.engine.trial import trial
 from anytune.jobs.forecast import Forecast
-from anytune.jobs.load import free_place, load, scored_task, store_for
+from anytune.jobs.load import free_place, is_plugged_in, load, scored_task, store_for, unmergeable
 from anytune.jobs.opening import base_of_delta, open_delta
 from anytune.jobs.scoring import EncodedTask, Scorer
 from anytune.jobs.tune import Source
 from anytune.jobs.tuning import load_delta
 from anytune.manifests import caches_unwritten
 from anytune.methods.objective import objective_for
+from anytune.models.adapters import ADAPTER_FILE
 from anytune.models.base import Base
+from anytune.models.delta_file import DELTA_FILE
 from anytune.models.weights import weight_files
 from anytune.store import Entry, Store
 
@@ -95,11 +97,15 @@ def forecast_writing(
         entry = open_delta(delta, place)
         if entry.manifest.form == "scores":
             load_delta(entry)  # raises: there are no weights
-        adapter = job == "export" and entry.manifest.form == "peft"
-        files = [entry.folder / "adapter_model.safetensors"]
+        plugged_in = is_plugged_in(entry)
+        if plugged_in and job == "merge":
+            raise unmergeable(entry)
+        adapter = job == "export" and (plugged_in or entry.manifest.form == "peft")
+        files = [entry.folder / (DELTA_FILE if plugged_in else ADAPTER_FILE)]
         if not adapter:
             files = weight_files(base_of_delta(entry, place, base).folder)
-    what = "the adapter as a plain PEFT folder" if adapter else "base and delta as one plain model folder"
+    beside = "the delta as it is stored" if plugged_in else "the adapter as a plain PEFT folder"
+    what = beside if adapter else "base and delta as one plain model folder"
     return Forecast(
         job=job, name=final.name, place=final.parent, seed=entry.manifest.seed,
         disk=sum(file.stat().st_size for file in files), notes=(what,),

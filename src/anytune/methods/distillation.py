@@ -69,12 +69,13 @@ class _Divergence(torch.autograd.Function):
         return apart * (ctx.temperature * gradient).unsqueeze(-1), None, None
 
 
-def patience(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """``0.5 * mean((H_student - H_teacher)^2)`` over layers, examples and width; a scalar.
+def patience(student: Sequence[Tensor], teacher: Sequence[Tensor], weights: Tensor | None = None) -> Tensor:
+    """``0.5 * mean((H_student - H_teacher)^2)`` over layers, examples and width; a scalar in fp32 or wider.
 
     Args:
         student: one vector per example for each matched layer, each ``[b, width]``, with gradient.
         teacher: the same, without.
+        weights: of each example in the mean, ``[b]``, adding up to one; by default all alike.
 
     Raises:
         MethodError: the layers do not match.
@@ -85,12 +86,16 @@ def patience(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
             why="Each layer is held against its own.",
             fix="a layer map of equal lengths",
         )
-    total = student[0].new_zeros(())
+    total = upcast(student[0].new_zeros(()))
     for mine, other in zip(student, teacher, strict=True):
         if mine.shape != other.shape:
             raise MethodError(
                 f"hidden states {list(mine.shape)} against {list(other.shape)}",
                 why="Without a projection, widths must agree.",
             )
-        total = total + functional.mse_loss(upcast(mine), upcast(other.detach()))
+        if weights is None:
+            total = total + functional.mse_loss(upcast(mine), upcast(other.detach()))
+        else:
+            apart = (upcast(mine) - upcast(other.detach())).square().mean(dim=-1)
+            total = total + (apart * weights.to(apart)).sum()
     return 0.5 * total / len(student)

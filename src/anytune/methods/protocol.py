@@ -48,6 +48,7 @@ from anytune.errors import MethodError
 if TYPE_CHECKING:  # the protocol itself loads no torch, so that methods can be listed at once
     from torch import Tensor, device, nn, optim
 
+    from anytune.methods.outdated import OutdatedWeights
     from anytune.models.anatomy import Anatomy
     from anytune.models.base import Base
     from anytune.models.soft_prompts import PromptSource
@@ -78,12 +79,21 @@ class Run:
     anatomy: Anatomy
     #: state-dict names the base file does not hold (a freshly made pooler included): always trained, saved and moved
     head_names: Sequence[str] = ()
-    #: recycle methods only: puts the outdated weights, already moved to this base, into the model; may wrap it (PEFT)
+    #: recycle methods only: the outdated weights, on their way to this base
+    outdated: OutdatedWeights | None = None
+    #: ``outdated.install``, or all there is of them: puts the moved weights into the model; may wrap it (PEFT)
     install_outdated: Callable[[nn.Module], nn.Module] | None = None
     #: the plain objective, for further forward passes: ``objective.forward(model, batch)``, ``.terms(output, batch)``
     objective: Any = None
-    #: the training data: ``batches.batch(0)``, ``batch(1)`` ... (over all epochs), ``batches.batches_per_epoch``
+    #: the training data: ``batches.batch(0)``, ``batch(1)`` ... (over all epochs), ``batches.batches_per_epoch``; a
+    #: recycle method may put other batches in their place in ``prepare``, the number of steps stays
     batches: Any = None
+    #: methods that read them: texts without labels, as batches like the task's; their labels are placeholders
+    unlabelled: Any = None
+    #: the main validation metric of a model, higher is better (the sign turned for errors)
+    validate: Callable[[nn.Module], float] | None = None
+    #: recycle methods: a projection of outdated weights that was trained on another task; the run then trains nothing
+    projection: Mapping[str, Tensor] | None = None
     #: the base that is trained: its tokenizer, its pre-training head
     base: Base | None = None
     #: where training will compute; ``prepare`` gets the model before it is moved there
@@ -97,8 +107,12 @@ class Run:
     #: pre-training: what this method's ``carry_state`` gave at the end of the stage before, by method name
     carried: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.install_outdated is None and self.outdated is not None:
+            self.install_outdated = self.outdated.install
+
     def needed(self, what: str, method: Method) -> Any:
-        """``objective``, ``batches``, ``base`` or ``device``, for a method that cannot do without.
+        """``objective``, ``batches``, ``base``, ``device`` or ``validate``, for a method that cannot do without.
 
         Raises:
             MethodError: whoever made the run did not give it (a loop of one's own, a Trainer on a plain data set).
@@ -143,12 +157,22 @@ class Method:
     #: which stored prompts it may be given beside the task, as ``run.sources`` and ``run.teachers``. Prompts that no
     #: method of a run takes, and none where a method ``needs`` them, are an error before anything is computed
     takes: ClassVar[tuple[Literal["sources", "teachers"], ...]] = ()
+    #: recycle methods: what the run begins with. "moved": the outdated weights as they land on the new base (an error
+    #: where they cannot); "made": weights the method makes of them itself, a parametrisation included; "fresh": a
+    #: fresh head and whatever the tune methods make
+    begins: ClassVar[Literal["moved", "made", "fresh"]] = "moved"
+    #: recycle methods: True if the stored result is the moved delta itself, bit for bit
+    moves_only: ClassVar[bool] = False
     #: training settings this method suggests (a recipe's own always win), for example {"learning_rate": 1e-3}
     suggests: ClassVar[Mapping[str, Any]] = {}
 
     def needs(self) -> Sequence[str]:
         """Which of ``takes`` it cannot do without, under its settings."""
         return self.takes
+
+    def reads_unlabelled(self) -> bool:
+        """Whether, under its settings, it trains on texts without labels where the run has some."""
+        return False
 
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
         """Wrap, freeze or re-initialise the model before training; returns the model to train.
@@ -207,6 +231,14 @@ class Method:
     def finish(self, model: nn.Module, run: Run) -> nn.Module:
         """Take off what ``prepare`` put on; returns the model to evaluate and save."""
         return model
+
+    def notes(self) -> Sequence[str]:
+        """What the method found out, a sentence each, for the manifest. Called after ``finish``, on process 0."""
+        return ()
+
+    def files(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """What is kept beside the stored weights: file name -> tensors. Called after ``finish``, on process 0."""
+        return {}
 
     def carry_state(self) -> dict[str, Any]:
         """What the next stage of a stream needs beside the weights (a Fisher matrix, a buffer): tensors and JSON.

@@ -109,15 +109,21 @@ def distinct_batches(batches: Any, rows_at_once: int = ROWS_AT_ONCE) -> Iterator
     if encoded is None:
         yield from (batches.batch(number) for number in range(batches.batches_per_epoch))
         return
+    order = distinct_rows(encoded)
+    for start in range(0, len(order), rows_at_once):
+        yield encoded.batch(order[start : start + rows_at_once])
+
+
+def distinct_rows(encoded: Any) -> np.ndarray:
+    """The numbers of the rows, int64, longest first and equal ones once."""
     by_length = np.argsort(-encoded.lengths, kind="stable")
     keys = np.empty(len(encoded), dtype=np.int64)
     for start in range(0, len(encoded), 512):
         rows = by_length[start : start + 512]
         keys[rows] = row_keys(encoded.batch(rows)).numpy()
     _, first = np.unique(keys, return_index=True)
-    order = first[np.argsort(-encoded.lengths[first], kind="stable")]
-    for start in range(0, len(order), rows_at_once):
-        yield encoded.batch(order[start : start + rows_at_once])
+    order: np.ndarray = first[np.argsort(-encoded.lengths[first], kind="stable")]
+    return order
 
 
 # ---------------------------------------------------------------------- answers
@@ -157,27 +163,11 @@ class TeacherCache:
         Raises:
             MethodError: an answer is not finite (also: too large for fp16), or all of them are too many to keep.
         """
-        keys, counts, outputs = [], [], []
+        gathered = Gathering(kept)
         for batch in distinct_batches(batches, rows_at_once):
             placed = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-            found = answers(placed).detach().float()
-            keys.append(row_keys(batch).cpu())
-            counts.append(items_of_rows(batch, causal).cpu())
-            outputs.append(_stored(found, kept).cpu())
-            held = sum(one.numel() * one.element_size() for one in outputs)
-            if held > MOST_BYTES:
-                raise MethodError(
-                    f"the teacher's answers take more than {MOST_BYTES / 2**30:g} GiB "
-                    f"({found.shape[1]} numbers for each item)",
-                    why="They are kept in memory, one vector for each label of the training data.",
-                    fix="loss=hidden, store=fp16, or fewer training rows",
-                )
-        if not keys:
-            raise MethodError("there are no training rows to ask a teacher about", why="It has nothing to teach.")
-        all_keys, all_counts = torch.cat(keys), torch.cat(counts)
-        starts = all_counts.cumsum(dim=0) - all_counts
-        order = all_keys.argsort(stable=True)
-        return cls(all_keys[order], starts[order], all_counts[order], torch.cat(outputs))
+            gathered.add(row_keys(batch), items_of_rows(batch, causal), answers(placed))
+        return gathered.done()
 
     def to(self, device: Any) -> TeacherCache:
         """The same on a device."""
@@ -185,13 +175,16 @@ class TeacherCache:
             return self
         return TeacherCache(*(one.to(device) for one in (self.keys, self.starts, self.counts, self.outputs)))
 
-    def of(self, batch: Batch) -> Tensor:
+    def of(self, batch: Batch, keys: Tensor | None = None) -> Tensor:
         """The answers to a batch, fp32 ``[items, width]``, row after row.
+
+        Args:
+            keys: ``row_keys(batch)``, if they are at hand.
 
         Raises:
             MethodError: a row is none of those that were asked about.
         """
-        keys = row_keys(batch)
+        keys = row_keys(batch) if keys is None else keys
         found = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
         missing = self.keys[found] != keys
         if bool(missing.any()):
@@ -262,6 +255,50 @@ def _stored(found: Tensor, kept: Kept) -> Tensor:
     raise MethodError(
         "the teacher answers NaN or infinity", why="Nothing can be learnt from that.", fix="another teacher"
     )
+
+
+class Gathering:
+    """Answers on their way into a cache, batch by batch."""
+
+    def __init__(self, kept: Kept = "fp32") -> None:
+        self._kept: Kept = kept
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._held = 0
+
+    def add(self, keys: Tensor, counts: Tensor, found: Tensor) -> None:
+        """Take the answers to some rows.
+
+        Args:
+            keys: int64 [rows].
+            counts: int64 [rows]: items of each.
+            found: [items, width], row after row.
+
+        Raises:
+            MethodError: an answer is not finite (also: too large for fp16), or all of them are too many to keep.
+        """
+        stored = _stored(found.detach().float(), self._kept).cpu()
+        self._parts.append((keys.cpu(), counts.cpu(), stored))
+        self._held += stored.numel() * stored.element_size()
+        if self._held > MOST_BYTES:
+            raise MethodError(
+                f"the teacher's answers take more than {MOST_BYTES / 2**30:g} GiB "
+                f"({found.shape[1]} numbers for each item)",
+                why="They are kept in memory, one vector for each label of the training data.",
+                fix="loss=hidden, store=fp16, or fewer training rows",
+            )
+
+    def done(self) -> TeacherCache:
+        """All of them, by row.
+
+        Raises:
+            MethodError: there are none.
+        """
+        if not self._parts:
+            raise MethodError("there are no training rows to ask a teacher about", why="It has nothing to teach.")
+        keys, counts, outputs = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        starts = counts.cumsum(dim=0) - counts
+        order = keys.argsort(stable=True)
+        return TeacherCache(keys[order], starts[order], counts[order], outputs)
 
 
 def digest_of(tensors: Mapping[str, Tensor], *parts: Sequence[Any] | str) -> str:

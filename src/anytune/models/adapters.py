@@ -31,8 +31,10 @@ from anytune.models.finding import HUB_ID
 from anytune.models.layout import HYPERPROMPT
 from anytune.models.prompt_files import prompt_tensors, put_prompt
 from anytune.models.prompted import hyperprompt_of
+from anytune.models.rebasing import carried, move_copy, move_tokens, moved_magnitude
 from anytune.models.soft_prompt_config import is_soft_prompt
 from anytune.models.soft_prompts import prompt_of
+from anytune.models.vocabulary import Rows
 from anytune.models.weights import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -41,6 +43,8 @@ ADAPTER_FILE = "adapter_model.safetensors"
 INSIDE = "base_model.model."
 #: Ways to start a LoRA that leave the base as it is; all others (PiSSA, OLoRA, LoftQ, CorDA ...) change it.
 HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+#: Of these others, starts that the base's weights give again: ``plain_lora`` can say what was added.
+FROM_WEIGHTS = ("pissa", "olora")
 #: Kinds whose own tensors do not depend on the base's values. Others hold absolute copies or are unknown to us.
 MOVABLE = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "VERA", "OFT", "BOFT", "HRA", "PROMPT_TUNING", "P_TUNING",
            "PREFIX_TUNING")  # fmt: skip
@@ -180,40 +184,74 @@ class AdapterDelta:
         found = {name: anatomy.canonical(_inside(name)) for name in self.tensors if not _made_by_peft(name)}
         return {name: bare for name, bare in found.items() if bare in held}
 
-    def rebase(self, old_base: Mapping[str, Tensor], new_base: Mapping[str, Tensor], anatomy: Anatomy) -> AdapterDelta:
+    def rebase(
+        self,
+        old_base: Mapping[str, Tensor],
+        new_base: Mapping[str, Tensor],
+        anatomy: Anatomy,
+        tables: Mapping[str, Rows] | None = None,
+    ) -> AdapterDelta:
         """This adapter for another base of the same shapes.
 
-        The adapter's own tensors and the head are carried bit for bit. Absolute copies of base weights become
-        ``new_base + (copy - old_base)``, in fp64 and rounded once; where the two bases hold the same bits, the copy's
-        bits stay.
+        The adapter's own tensors and the head are carried bit for bit, those on a table of words with their words.
+        Absolute copies of base weights, and trained tokens, become ``new_base + (copy - old_base)``, in fp64 and
+        rounded once; where the two bases hold the same bits, the copy's bits stay. DoRA's magnitudes keep their ratio
+        to the length of the matrix's rows.
 
         Args:
             old_base: canonical name -> tensor of the base it was tuned on.
             new_base: the same of the base it moves to.
             anatomy: of the model's kind.
+            tables: canonical name -> where the rows of a table went, for tables that changed.
 
         Raises:
-            DeltaError: the adapter's kind depends on the base it was made on (PiSSA, OLoRA, LoftQ, CorDA starts; DoRA;
-                trained tokens; layer-norm tuning), or shapes differ.
+            DeltaError: the adapter's kind depends on the base it was made on (PiSSA and OLoRA, which
+                ``plain_lora.as_plain_lora`` turns into LoRA first; LoftQ and CorDA; layer-norm tuning), or shapes
+                differ.
         """
-        reason = self.why_not_movable()
+        reason, tables = self.why_not_movable(), tables or {}
+        if not reason and self.config.get("init_lora_weights") in FROM_WEIGHTS:
+            reason = f"it was started by '{self.config['init_lora_weights']}' and is no plain LoRA yet"
         if reason:
             raise DeltaError(
                 f"this adapter cannot move to another base: {reason}",
                 why="Its tensors only mean something on the base they were made on.",
                 fix="merge it into its own base and move the merged model's full delta, or convert it to plain LoRA",
             )
-        moved = dict(self.tensors)
+        moved, config = dict(self.tensors), dict(self.config)
         for name, bare in self.absolute_copies(old_base, anatomy).items():
-            copy, old = self.tensors[name], old_base[bare]
-            if bare not in new_base or new_base[bare].shape != copy.shape or old.shape != copy.shape:
+            copy, old, rows = self.tensors[name], old_base[bare], tables.get(bare)
+            expected = (rows.size, *copy.shape[1:]) if rows is not None else copy.shape
+            if bare not in new_base or new_base[bare].shape != expected or old.shape != copy.shape:
                 new_shape = list(new_base[bare].shape) if bare in new_base else "nothing"
                 raise DeltaError(
                     f"{name}: adapter {list(copy.shape)}, old base {list(old.shape)}, new base {new_shape}",
                     why="A difference can only be added to a tensor of the same shape.",
                 )
-            moved[name] = move_copy(copy, old, new_base[bare])
-        return AdapterDelta(dict(self.config), moved)
+            moved[name] = move_copy(copy, old, new_base[bare], rows)
+        for name, module in self.acts_on(anatomy).items():
+            if "trainable_tokens_delta" in name:
+                move_tokens(name, module, moved, config, old_base, new_base, tables)
+            elif "lora_magnitude_vector" in name:
+                moved[name] = moved_magnitude(name, module, moved[name], old_base, new_base, anatomy)
+            else:
+                moved[name] = carried(name, module, moved[name], tables)
+        return AdapterDelta(config, moved)
+
+    def acts_on(self, anatomy: Anatomy) -> dict[str, str]:
+        """Adapter tensor name -> canonical name of the module that it acts on, for tensors that PEFT made.
+
+        What belongs to no module (the values of a prompt) is left out.
+        """
+        found = {}
+        for name in self.tensors:
+            if _made_by_peft(name):
+                parts = _inside(name).split(".")
+                ends = (at for at, part in enumerate(parts) if part.startswith((*MADE_BY_PEFT, "token_adapter")))
+                module = ".".join(parts[: next(ends)])
+                if module:
+                    found[name] = anatomy.canonical(f"{module}.weight").removesuffix(".weight")
+        return found
 
     def scaled(self, scale: float, base: Mapping[str, Tensor], anatomy: Anatomy) -> AdapterDelta:
         """This LoRA with its difference multiplied by ``scale``; the head stays as it is.
@@ -250,13 +288,18 @@ class AdapterDelta:
         kind, start = str(self.config.get("peft_type")), self.config.get("init_lora_weights", True)
         if kind not in MOVABLE:
             return f"kind {kind} (known to be movable: {', '.join(MOVABLE)})"
-        if start not in HARMLESS_STARTS:
+        if start not in (*HARMLESS_STARTS, *FROM_WEIGHTS) or (start in FROM_WEIGHTS and self.config.get("use_dora")):
             return f"it was started by '{start}', which changes the base's own weights"
-        if self.config.get("use_dora") or any("lora_magnitude_vector" in name for name in self.tensors):
-            return "DoRA keeps magnitudes of its base's weights"
-        if self.config.get("trainable_token_indices") or any("trainable_tokens" in name for name in self.tensors):
-            return "it holds trained token embeddings, which are absolute values of its base"
         return ""
+
+    def head(self, base_tensors: Iterable[str], anatomy: Anatomy) -> dict[str, Tensor]:
+        """State-dict name -> tensor of the head: what neither PEFT made nor the base holds."""
+        copies = self.absolute_copies(base_tensors, anatomy)
+        return {
+            _inside(name): tensor
+            for name, tensor in self.tensors.items()
+            if name not in copies and not _made_by_peft(name)
+        }
 
     def saved_head_missing(self, head_names: Iterable[str]) -> list[str]:
         """State-dict names of the task model's head that neither the base nor this adapter holds.
@@ -348,13 +391,6 @@ def head_modules(model: nn.Module, head_names: Iterable[str]) -> list[str]:
     if lost:
         raise DeltaError(f"{', '.join(sorted(lost))}: in no module of its own", why="PEFT saves whole modules.")
     return found
-
-
-def move_copy(copy: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """``new + (copy - old)`` in fp64, rounded once to the copy's dtype; the copy's bits where old and new agree."""
-    moved = arithmetic.add(new, copy.double() - old.double(), copy.dtype)
-    start, end = old.to(copy.dtype), new.to(copy.dtype)
-    return torch.where(arithmetic.same_bits(start, end), copy, moved)
 
 
 def merge(peft_model: Any) -> Any:

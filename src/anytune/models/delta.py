@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,10 @@ from anytune.errors import DeltaError, WrongBaseError
 from anytune.manifests import BaseIdentity
 from anytune.models import difference as arithmetic
 from anytune.models.anatomy import Anatomy, anatomy_of
+from anytune.models.bottleneck import put_bottlenecks, scaled_adapter
 from anytune.models.delta_file import DELTA_FILE, DeltaContent, read_delta, write_delta
 from anytune.models.layout import is_hyperprompt
+from anytune.models.vocabulary import Rows
 
 __all__ = ["DELTA_FILE", "FullDelta"]
 
@@ -42,6 +45,7 @@ class FullDelta:
         corrections: canonical name -> (flat index, exact tuned value) where the sum alone would be off on this base.
         head: state-dict name -> tensor, exactly as trained.
         body: canonical name -> (dtype, shape) of every body tensor of the tuned model, the unchanged ones included.
+        bottleneck: settings of the bottleneck adapters it was tuned with, whose tensors are part of the head.
     """
 
     base: BaseIdentity
@@ -50,6 +54,7 @@ class FullDelta:
     corrections: dict[str, tuple[Tensor, Tensor]]
     head: dict[str, Tensor]
     body: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    bottleneck: dict[str, Any] | None = None
 
     @property
     def anatomy(self) -> Anatomy:
@@ -64,6 +69,7 @@ class FullDelta:
         head_names: Collection[str],
         anatomy: Anatomy,
         base_identity: BaseIdentity,
+        bottleneck: dict[str, Any] | None = None,
     ) -> FullDelta:
         """The delta between a base and a tuned task model.
 
@@ -74,6 +80,7 @@ class FullDelta:
             head_names: the state-dict names that the base does not hold (from ``Base.task_model``).
             anatomy: of the model's kind.
             base_identity: of the base.
+            bottleneck: settings of the model's bottleneck adapters, whose names are among the head's.
 
         Raises:
             DeltaError: weights that are not finite, or names or shapes that do not match the base's.
@@ -105,7 +112,7 @@ class FullDelta:
                 if len(found.index):
                     corrections[bare] = (found.index, found.exact)
         head = {name: tuned[name].detach().cpu().clone() for name in head_names}
-        return cls(base_identity, anatomy.model_type, differences, corrections, head, body)
+        return cls(base_identity, anatomy.model_type, differences, corrections, head, body, bottleneck)
 
     def apply(
         self,
@@ -118,7 +125,7 @@ class FullDelta:
         """The tuned body on a base: canonical name -> ``base + scale * difference`` in the tuned dtype.
 
         On the delta's own base with ``scale`` 1 the result is the tuned model's bits; with ``scale`` 0 it is the
-        base's. The head is ``self.head``, whatever the scale.
+        base's. The head is ``self.head``, whatever the scale; what bottleneck adapters add is scaled (``install``).
 
         Args:
             base_tensors: canonical name -> tensor in stored dtype.
@@ -146,30 +153,63 @@ class FullDelta:
     ) -> None:
         """Write the tuned weights into a task model, in place: the body by canonical names, the head by full names.
 
-        Every learned name of the model is accounted for before anything is written.
+        Bottleneck adapters that it was tuned with are put onto the model first. Every learned name of the model is
+        accounted for before anything is written.
 
         Raises:
             WrongBaseError, DeltaError: as ``apply``; or the model has names the delta does not know, or lacks some.
         """
         own = self._own(base_identity, another_base)
         self._check_base(base_tensors)
+        if self.bottleneck is not None:
+            put_bottlenecks(model, self.bottleneck)
         state = model.state_dict()
         names = self._names_in(state)
         with torch.no_grad():
             for bare, name in names.items():
                 state[name].copy_(self._sum(bare, base_tensors[bare], scale, exact=own and scale == 1.0))
             for name, tensor in self.head.items():
-                state[name].copy_(tensor)
+                state[name].copy_(scaled_adapter(name, tensor, scale))
 
-    def rebased(self, identity: BaseIdentity) -> FullDelta:
+    def rebased(self, identity: BaseIdentity, tables: Mapping[str, Rows] | None = None) -> FullDelta:
         """This delta as one of another base: the same differences bit for bit, without the corrections.
 
         So a chain M0 -> M1 -> M2 of direct recycling ends where M0 -> M2 ends. An "upgrade" that is the same base by
         content keeps the corrections: there the recycled model is the tuned model bit for bit.
+
+        Args:
+            identity: of the base that it moves to.
+            tables: canonical name -> where the rows of a table went; the difference of a row goes with it, rows of
+                new words are left as the new base has them.
         """
-        if identity.backbone == self.base.backbone:
-            return replace(self, base=identity)
-        return replace(self, base=identity, corrections={})
+        moved = {name: rows for name, rows in (tables or {}).items() if name in self.body}
+        difference = {
+            name: moved[name].carry(values) if name in moved else values for name, values in self.difference.items()
+        }
+        shapes = {name: (dtype, (moved[name].size, *shape[1:])) if name in moved else (dtype, shape)
+                  for name, (dtype, shape) in self.body.items()}  # fmt: skip
+        same = identity.backbone == self.base.backbone
+        kept = {name: one for name, one in self.corrections.items() if same and name not in moved}
+        return replace(self, base=identity, difference=difference, corrections=kept, body=shapes)
+
+    def without_lost_parts(self, held: Mapping[str, Tensor], base_tensors: Mapping[str, Tensor]) -> FullDelta:
+        """This delta for a base that lacks a pooler which the delta's own base holds: the tuned pooler joins the head.
+
+        Args:
+            held: canonical name -> tensor of the delta's own base.
+            base_tensors: the same of the other base.
+        """
+        lost = [name for name in self.body if name not in base_tensors and self.anatomy.is_pooler(name)]
+        if not lost or not all(name in held for name in lost):
+            return self
+        own = {self.anatomy.in_model(name): self._sum(name, held[name], 1.0, exact=True) for name in lost}
+        return replace(
+            self,
+            difference={name: one for name, one in self.difference.items() if name not in lost},
+            corrections={name: one for name, one in self.corrections.items() if name not in lost},
+            body={name: one for name, one in self.body.items() if name not in lost},
+            head={**self.head, **own},
+        )
 
     def save(self, folder: Path) -> Path:
         """Write ``delta.safetensors`` into a folder (made if missing); returns the file. Equal deltas, equal bytes.
@@ -177,7 +217,9 @@ class FullDelta:
         Raises:
             StoreError: the folder cannot be written.
         """
-        content = DeltaContent(self.base, self.model_type, self.difference, self.corrections, self.head, self.body)
+        content = DeltaContent(
+            self.base, self.model_type, self.difference, self.corrections, self.head, self.body, self.bottleneck
+        )
         return write_delta(Path(folder), content)
 
     @classmethod

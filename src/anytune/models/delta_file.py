@@ -5,8 +5,9 @@ Tensors are kept by part, ``PART/NAME``: a difference as ``difference`` (dense),
 smallest; ``correction-index`` with ``correction``, and ``head``. Tensors that did not change are not stored; the
 record lists every body tensor with dtype and shape.
 
-A file with entries has format version 2, any other version 1, so that an anytune that knows no entries refuses such a
-file and reads all others: it would take a matrix whose parts it does not know for one that did not change.
+A file with the settings of bottleneck adapters has format version 3, one with entries version 2, any other version 1,
+so that an anytune that knows no entries refuses such a file and reads all others: it would take a matrix whose parts
+it does not know for one that did not change.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ from torch import Tensor
 from anytune.errors import DeltaError
 from anytune.manifests import BaseIdentity, canonical_json
 from anytune.models import difference as arithmetic
+from anytune.models.bottleneck import BottleneckConfig
 from anytune.models.weights import write_tensors
 
 DELTA_FILE = "delta.safetensors"
 FORMAT = "anytune-full-delta"
 #: the newest that is read; a file has the oldest that says all it holds
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+#: the first with a record of bottleneck adapters
+WITH_BOTTLENECK = 3
 #: Every part of a file, by the format version it came with.
 PARTS = {
     "difference": 1, "rows": 1, "row-values": 1, "correction-index": 1, "correction": 1, "head": 1,
@@ -50,6 +54,7 @@ class DeltaContent:
     corrections: dict[str, tuple[Tensor, Tensor]]
     head: dict[str, Tensor]
     body: dict[str, tuple[str, tuple[int, ...]]]
+    bottleneck: dict[str, Any] | None = None
 
 
 def write_delta(folder: Path, content: DeltaContent) -> Path:
@@ -63,13 +68,16 @@ def write_delta(folder: Path, content: DeltaContent) -> Path:
         tensors |= {f"{part}/{name}": tensor for part, tensor in smallest(values).items()}
     for name, (index, exact) in content.corrections.items():
         tensors[f"correction-index/{name}"], tensors[f"correction/{name}"] = index, exact
-    record = {
+    version = max((PARTS[key.partition("/")[0]] for key in tensors), default=1)
+    record: dict[str, Any] = {
         "format": FORMAT,
-        "format_version": max((PARTS[key.partition("/")[0]] for key in tensors), default=1),
+        "format_version": version if content.bottleneck is None else max(version, WITH_BOTTLENECK),
         "base": content.base.model_dump(mode="json"),
         "model_type": content.model_type,
         "body": {name: [dtype, list(shape)] for name, (dtype, shape) in content.body.items()},
     }
+    if content.bottleneck is not None:
+        record["bottleneck"] = content.bottleneck
     write_tensors(folder / DELTA_FILE, tensors, {"anytune": canonical_json(record)})
     return folder / DELTA_FILE
 
@@ -158,7 +166,10 @@ def _content(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DeltaC
             raise ValueError(f"{name} has {len(index)} places for {len(exact)} corrections")
         corrections[name] = (index, exact)
     base = BaseIdentity.model_validate(record["base"])
-    return DeltaContent(base, str(record["model_type"]), values, corrections, parts.get("head", {}), body)
+    inserted = record.get("bottleneck")
+    if inserted is not None:
+        inserted = BottleneckConfig.from_record(inserted).to_record()
+    return DeltaContent(base, str(record["model_type"]), values, corrections, parts.get("head", {}), body, inserted)
 
 
 def _check_places(name: str, places: Tensor, length: int) -> None:

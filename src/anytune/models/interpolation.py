@@ -37,7 +37,9 @@ def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], x: fl
     Raises:
         DeltaError: the names, shapes or dtypes differ, or integer entries differ between the ends.
     """
-    _check(first, second, x)
+    if not 0.0 <= x <= 1.0:
+        raise DeltaError(f"x = {x}", why="A point between two models has x from 0 to 1.")
+    check_ends(first, second)
     if x in (0, 1):
         return {name: tensor.clone() for name, tensor in (second if x else first).items()}
     mixed = {}
@@ -65,13 +67,16 @@ def barrier(losses: Sequence[float]) -> float:
     if len(losses) < 2:
         raise DeltaError(f"a path of {len(losses)} losses", why="It needs both ends.")
     first, last = losses[0], losses[-1]
-    rises = [loss - ((1.0 - x) * first + x * last) for x, loss in zip(grid(len(losses)), losses, strict=True)]
+    rises = [loss - (first + x * (last - first)) for x, loss in zip(grid(len(losses)), losses, strict=True)]
     return max(0.0, *rises[1:-1]) if len(losses) > 2 else 0.0
 
 
-def _check(first: Mapping[str, Tensor], second: Mapping[str, Tensor], x: float) -> None:
-    if not 0.0 <= x <= 1.0:
-        raise DeltaError(f"x = {x}", why="A point between two models has x from 0 to 1.")
+def check_ends(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+    """Two state dicts must have the same names, shapes and dtypes.
+
+    Raises:
+        DeltaError: they have not; the first names that differ are listed with their reasons.
+    """
     reasons = [f"{name}: in one model only" for name in sorted(first.keys() ^ second.keys())]
     reasons += [
         f"{name}: {list(first[name].shape)} {first[name].dtype} and {list(second[name].shape)} {second[name].dtype}"

@@ -20,12 +20,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from anytune.errors import MethodError
+from anytune.methods.outdated import outdated_of
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
 
 
-def install(model: nn.Module, run: Run, name: str) -> nn.Module:
+def install(model: nn.Module, run: Run, name: str, scale: float = 1.0) -> nn.Module:
     """Write the outdated weights into the model; shared by every method that starts from them.
+
+    Args:
+        scale: how much of the difference is added; the head is whole at any scale.
 
     Raises:
         MethodError: the run has no outdated weights (the method was asked for outside ``recycle``).
@@ -36,7 +40,7 @@ def install(model: nn.Module, run: Run, name: str) -> nn.Module:
             why="It carries a stored delta over to a new base.",
             fix="anytune recycle DELTA --base NEW_BASE",
         )
-    return run.install_outdated(model)
+    return run.install_outdated(model) if scale == 1.0 else outdated_of(run, name).install(model, scale)
 
 
 @register
@@ -45,6 +49,7 @@ class Direct(Method):
     """Outdated weights as they are; it has no settings."""
 
     trains = False
+    moves_only = True
     neutral = None
     neutral_reason = "nothing is trained; on the same base it gives the old weights bit for bit"
 

@@ -1,0 +1,215 @@
+"""What recycling costs: a step of distillation, the line between two models, and a whole shelf upgraded.
+
+    python benchmarks/recycle.py                          # everything; about an hour on two quiet cores
+    python benchmarks/recycle.py --smoke                  # a few minutes on bert-tiny: does it run?
+    python benchmarks/recycle.py --only shelf --deltas 100
+
+``step``: steps of ``distill`` and ``combined`` beside plain tuning, in one process and in turn (``alternating.py``).
+``path``: the share of its time that the 26-point line spends in forward passes. ``shelf``: LoRA deltas of real tasks
+carried over to an upgraded base by one ``upgrade``, against tuning afresh on that base, which is measured on one delta
+of each task and multiplied. Deltas beyond the first of a task are copies with a little noise (said in the results: how
+many tasks are really different). Memory is the process's peak after a tenth of the shelf and after all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from alternating import Arm, in_turn, now, tell, tell_times, write_results
+
+import anytune
+from anytune.data.batches import ExampleBatches
+from anytune.data.tasks import Task, load_task
+from anytune.engine.allocator import keep_freed_memory
+from anytune.engine.runtime import make_runtime
+from anytune.engine.settings import training_settings
+from anytune.errors import AnytuneError
+from anytune.evaluate.connectivity import path_between
+from anytune.jobs.outdated import Moving
+from anytune.jobs.scoring import EncodedTask, Scorer
+from anytune.jobs.tuning import load_delta
+from anytune.methods import registry
+from anytune.methods.objective import Classification
+from anytune.methods.protocol import Run
+from anytune.models.adapters import AdapterDelta
+from anytune.store import Entry, Store
+
+TASKS = ("rotten_tomatoes", "hpo", "foldoc", "bbc", "newsgroups", "r8", "tweets2016", "guardian_headlines",
+         "licence_notice", "debian", "r52", "vader_tweets")  # fmt: skip
+#: Points of a score that an upgraded delta may be below tuning afresh.
+POINT = 0.01
+
+
+def training(smoke: bool) -> dict[str, Any]:
+    return {"steps": 20 if smoke else 200, "batch_size": 16, "learning_rate": 2e-3, "max_length": 64,
+            "precision": "fp32"}  # fmt: skip
+
+
+def step(model: str, folder: Path, cycles: int, smoke: bool) -> list[dict[str, Any]]:
+    """Steps of the methods that learn from the old model, beside plain tuning."""
+    base, settings = anytune.open_base(model), training_settings(training(smoke))
+    task = load_task("sample:hpo", limit=400).subset(train_size=320, seed=0)
+    [entry] = anytune.tune(base, task, store=folder, training={**training(smoke), "steps": 5})
+    encoded, runtime = EncodedTask.of(task, base, settings.max_length), make_runtime("fp32")
+    batches, moving = ExampleBatches(encoded.train, settings.batch_size, 0), Moving(entry, base, base)
+    fresh, head_names = base.task_model(task.kind, task.label_names, 0)
+    arms = []
+    for name, methods in (("plain", []), ("plain again", []), ("distill", ["distill"]), ("combined", ["combined"])):
+        run = Run(
+            seed=0, steps=10**6, anatomy=base.anatomy, head_names=head_names, batches=batches, base=base,
+            objective=Classification(), device=runtime.device, label_names=task.label_names,
+            outdated=moving.in_run(task, encoded.train, settings, 0, runtime),
+        )  # fmt: skip
+        arms.append(Arm(name, registry.parse(methods, "recycle"), fresh, run, "fp32"))
+    rows = in_turn(arms, cycle=5, cycles=cycles)
+    for row in rows:
+        tell_times(f"step, {model}", row)
+    return rows
+
+
+def path(model: str, folder: Path, smoke: bool) -> dict[str, Any]:
+    """The 26-point line between two tuned models."""
+    base = anytune.open_base(model)
+    task = load_task("sample:hpo", limit=400).subset(train_size=320, seed=0)
+    ends = [
+        anytune.tune(base, task, store=folder, seeds=[seed], training={**training(smoke), "steps": 5})[0]
+        for seed in (0, 1)
+    ]
+    models = [anytune.load(end, store=folder)[0] for end in ends]
+    runtime, length = make_runtime("fp32"), 64
+    scorer = Scorer(
+        task=task, encoded=EncodedTask.of(task, base, length).validation, split="validation", base=base,
+        batch_size=64, runtime=runtime,
+    )  # fmt: skip
+    states = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in models]
+    found = path_between(models[0].to(runtime.device), *states, lambda current: scorer(current)[0])
+    share = found.forward_share
+    tell(f"path, {model}: {len(found.points)} points in {found.seconds:.1f} s, {100 * share:.1f} % of it in forwards")
+    return {"points": len(found.points), "seconds": found.seconds, "forward_share": share,
+            "examples": len(task.validation)}  # fmt: skip
+
+
+def shelf(model: str, folder: Path, count: int, tasks: int, smoke: bool) -> dict[str, Any]:
+    """A shelf upgraded, against every delta tuned afresh."""
+    base, store = anytune.open_base(model), Store(folder)
+    data = real_tasks(tasks)
+    first = [anytune.tune(base, task, store=store, method="lora", training=training(smoke))[0] for task in data]
+    copies(store, first, count)
+    domain = {"source": "sample:gcide", "name": "general"}
+    steps = 5 if smoke else 100
+    [new] = anytune.pretrain(
+        base, [domain], store=store, names=["upgraded"],
+        training={"steps": steps, "batch_size": 16, "block_size": 128, "learning_rate": 1e-4, "precision": "fp32"},
+    )  # fmt: skip
+    fresh, began = {}, now()
+    for task in data:
+        [one] = anytune.tune(new, task, store=folder.with_name("fresh"), method="lora", training=training(smoke))
+        fresh[task.name] = one
+    afresh = (now() - began) * count / len(data)
+    sources = {task.name: task for task in data}
+    tenth = upgraded(folder, base, new, sources, [entry.reference for entry in first])
+    whole = upgraded(folder, base, new, sources, None)
+    within, flagged = 0, 0
+    for one in whole["result"].outcomes:
+        taken, beside = one.decision, fresh[one.task].score("validation")
+        close = taken is not None and taken.score is not None and taken.score >= beside - POINT
+        within += close
+        flagged += not close and bool(one.flag)
+    seconds = tenth["seconds"] + whole["seconds"]
+    found = {
+        "deltas": count, "different_tasks": len(data), "seconds": seconds, "afresh_seconds": afresh,
+        "share": seconds / afresh, "within_a_point_of_fresh": within, "others_flagged": flagged,
+        "steps_taken": tally(one.decision.step for one in whole["result"].outcomes if one.decision is not None),
+        "peak_bytes_after_a_tenth": tenth["peak"], "peak_bytes_after_all": whole["peak"],
+    }  # fmt: skip
+    tell(f"shelf, {model}: {count} deltas of {len(data)} tasks in {seconds:.0f} s, {100 * found['share']:.1f} % of "
+         f"{afresh:.0f} s afresh; {within} within a point of it, {flagged} others flagged; peak "
+         f"{tenth['peak'] / 2**20:.0f} then {whole['peak'] / 2**20:.0f} MiB")  # fmt: skip
+    return found
+
+
+def upgraded(
+    store: Path, base: Any, new: Entry, tasks: dict[str, Task], deltas: Sequence[str] | None
+) -> dict[str, Any]:
+    """An upgrade, timed."""
+    began = now()
+    result = anytune.upgrade(store, old=base, new=new, tasks=tasks, deltas=deltas)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"result": result, "seconds": now() - began, "peak": peak}
+
+
+def real_tasks(count: int) -> list[Task]:
+    """The first tasks that can be had here; 800 training rows of each."""
+    found: list[Task] = []
+    for name in TASKS:
+        if len(found) == count:
+            break
+        try:
+            found.append(load_task(f"sample:{name}", limit=1000).subset(train_size=800, seed=0))
+        except AnytuneError as problem:
+            tell(f"sample:{name} left out: {problem.what}")
+    return found
+
+
+def copies(store: Store, entries: Sequence[Entry], count: int) -> None:
+    """Fill a shelf up to ``count`` deltas with copies whose matrices are a thousandth of their size off."""
+    for number in range(len(entries), count):
+        entry = entries[number % len(entries)]
+        delta = load_delta(entry)
+        assert isinstance(delta, AdapterDelta)
+        draw = torch.Generator().manual_seed(number)
+        noisy = {
+            name: tensor + 1e-3 * tensor.std() * torch.randn(tensor.shape, generator=draw)
+            for name, tensor in delta.tensors.items()
+        }
+        manifest = entry.manifest.model_copy(deep=True, update={"seed": number, "probe": None})
+
+        def write(folder: Path, entry: Entry = entry, delta: AdapterDelta = delta, noisy: Any = noisy) -> None:
+            AdapterDelta(delta.config, noisy).save(folder, entry.manifest.base)
+            shutil.copyfile(entry.folder / "sample.jsonl", folder / "sample.jsonl")
+
+        store.add(manifest, write)
+
+
+def tally(words: Any) -> dict[str, int]:
+    listed = list(words)
+    return {str(word): listed.count(word) for word in dict.fromkeys(listed)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None, help="default: sample:minilm-l6, bert-tiny with --smoke")
+    parser.add_argument("--only", nargs="*", default=["step", "path", "shelf"], choices=["step", "path", "shelf"])
+    parser.add_argument("--deltas", type=int, default=None)
+    parser.add_argument("--tasks", type=int, default=None)
+    parser.add_argument("--cycles", type=int, default=None)
+    parser.add_argument("--smoke", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    given = parser.parse_args()
+    keep_freed_memory()
+    model = given.model or ("sample:bert-tiny" if given.smoke else "sample:minilm-l6")
+    found: dict[str, Any] = {"model": model}
+    with tempfile.TemporaryDirectory() as scratch:
+        if "step" in given.only:
+            cycles = given.cycles or (2 if given.smoke else 30)
+            found["step"] = step(model, Path(scratch) / "step", cycles, given.smoke)
+        if "path" in given.only:
+            found["path"] = path(model, Path(scratch) / "path", given.smoke)
+        if "shelf" in given.only:
+            count, tasks = given.deltas or (6 if given.smoke else 100), given.tasks or (2 if given.smoke else 10)
+            found["shelf"] = shelf(model, Path(scratch) / "shelf", count, tasks, given.smoke)
+    write_results(given.out, "recycle", found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A shelf of deltas on its way from one base to another: what is known of each, and the rows it is scored by.
+
+What is found out about a delta stands in a small file of its own below the upgrade's work folder, written whole after
+each step; the runs of training steps stand in a store of their own beside these. So whatever kills an upgrade, the
+same command goes on behind the last step that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from anytune.data.tasks import Task
+from anytune.errors import DataError, StoreError
+from anytune.jobs.opening import open_base, open_store, open_task
+from anytune.jobs.recycle import check_labels, known_columns
+from anytune.jobs.stored_sample import bare_task, chosen_rows, read_sample
+from anytune.jobs.upgrade_steps import Attempt
+from anytune.manifests import write_atomic
+from anytune.models.base import Base
+from anytune.store import Entry, Store
+from anytune.store.store import PLACES
+
+#: Below the work folder: the store of the runs that were tried, and the files of what was found out.
+ATTEMPTS, FOUND = "attempts", "deltas"
+
+
+@dataclass
+class Found:
+    """What an upgrade has found out about one delta.
+
+    Attributes:
+        attempts: what was tried, the score on the old base ("old") first.
+        fits: its weights can be put onto the new base.
+        scales: its difference can be multiplied.
+        problem: why nothing can be done with it.
+    """
+
+    attempts: list[Attempt] = field(default_factory=list)
+    fits: bool = True
+    scales: bool = False
+    problem: str | None = None
+
+    def attempt(self, step: str) -> Attempt | None:
+        """What came of a step."""
+        return next((one for one in self.attempts if one.step == step), None)
+
+
+@dataclass(kw_only=True)
+class Shelf:
+    """The deltas of one base on their way to another; what a worker is sent.
+
+    Attributes:
+        place: the store's folder.
+        old, new: the bases: names, folders or ids (or bases, in one process).
+        work: the upgrade's work folder.
+        tolerance: the part of a score that may be lost.
+        tasks: a task's or a delta's name -> its data.
+        unlabelled: texts without labels.
+        deadline: seconds since 1970 at which nothing more is begun, or None.
+    """
+
+    place: Path
+    old: Any
+    new: Any
+    work: Path
+    tolerance: float
+    tasks: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled: Any = None
+    deadline: float | None = None
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, opened."""
+        return open_store(self.place, create=False)
+
+    @cached_property
+    def old_base(self) -> Base:
+        """The base the deltas were tuned on."""
+        return open_base(self.old, self.store)
+
+    @cached_property
+    def new_base(self) -> Base:
+        """The base they are to go to."""
+        return open_base(self.new, self.store)
+
+    @cached_property
+    def attempts_store(self) -> Store:
+        """Where the runs of training steps stand until one is chosen."""
+        return Store(self.work / ATTEMPTS)
+
+    def entry(self, reference: str) -> Entry:
+        """A delta of the shelf, by the name of its folder: no other manifest is read."""
+        return self.store.get(self.place / PLACES["delta"] / reference)
+
+    def time_is_up(self, seconds: float = 0.0) -> bool:
+        """Whether so much time is no longer left."""
+        return self.deadline is not None and time.time() + seconds > self.deadline
+
+    # ------------------------------------------------------------------ what is known of a delta
+
+    def found(self, entry: Entry) -> Found:
+        """What has been found out about a delta so far."""
+        path = self._path(entry)
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            attempts = [Attempt(**{"score": None, **one}) for one in content["attempts"]]
+            return Found(attempts, content.get("fits", True), content.get("scales", False), content.get("problem"))
+        return Found()
+
+    def note(self, entry: Entry, found: Found) -> None:
+        """Write it down."""
+        content = {"attempts": [one.record() for one in found.attempts], "fits": found.fits, "scales": found.scales,
+                   "problem": found.problem}  # fmt: skip
+        write_atomic(self._path(entry), json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+    def _path(self, entry: Entry) -> Path:
+        return self.work / FOUND / f"{entry.id[:32] or entry.reference}.json"
+
+    # ------------------------------------------------------------------ rows
+
+    def source(self, entry: Entry) -> Any:
+        """What the user or the manifest says the task's data are; None where neither does."""
+        task = entry.manifest.task
+        for name in (entry.reference, entry.name, task.name if task else ""):
+            if name in self.tasks:
+                return self.tasks[name]
+        return task.ref if task else None
+
+    def sample(self, entry: Entry) -> Task:
+        """The held-out rows that decide, as a task's validation split.
+
+        Raises:
+            StoreError: none are stored, and no data are given to take them from.
+        """
+        stored = read_sample(entry)
+        if stored is not None:
+            return stored
+        data = self.data(entry)
+        if data is None:
+            raise StoreError(
+                f"'{entry.reference}' has no held-out rows beside it",
+                why="It was tuned without them, and without any an upgrade can score nothing.",
+                fix=f"--task {entry.manifest.task.name if entry.manifest.task else entry.name}=FILE",
+            )
+        return bare_task(entry.manifest).with_rows(validation=chosen_rows(data.validation, data.kind))
+
+    def data(self, entry: Entry) -> Task | None:
+        """The task's data, or None where nobody says where they are."""
+        source = self.source(entry)
+        if source is None:
+            return None
+        data = open_task(source) if isinstance(source, Task) else open_task(source, **known_columns(entry.manifest))
+        check_labels(entry.manifest, data)
+        return data
+
+    def training_task(self, entry: Entry, sample: Task) -> Task | None:
+        """The task's training rows beside the held-out rows that decide; None where there are none."""
+        data = self.data(entry)
+        if data is None:
+            return None
+        held = {(row.text, row.text_pair) for row in sample.validation}
+        train = [row for row in data.train if (row.text, row.text_pair) not in held]
+        if not train:
+            raise DataError(f"every training row of '{data.name}' is one of the held-out rows of '{entry.reference}'")
+        return data.with_rows(train=train, validation=sample.validation)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+
+import anytune
+from tests.conftest import tiny_rows, write_rows
+
+
+def test_table_json_and_page(cli, tiny_base, other_base, tiny_task, tmp_path):
+    anytune.tune(tiny_base, tiny_task, method="lora", store=tmp_path / "store", name="things",
+                 training={"steps": 4, "max_length": 16, "keep": "last"})  # fmt: skip
+    words = ("diagnose", tiny_base, other_base, "--delta", "things", "--store", tmp_path / "store", "--points", 3)
+    told = cli(*words, "--out", "page.html", "--quiet")
+    assert told.code == 0
+    assert "Relative distance" in told.out
+    assert "things-" in told.out
+    assert "the page: page.html" in told.out
+    assert "<html" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    found = json.loads(cli(*words, "--json", "--quiet").out)
+    assert found["deltas"][0]["form"] == "lora"
+    assert len(found["deltas"][0]["path"]["points"]) == 3
+    write_rows(tmp_path / "texts.csv", [(text,) for text, _ in tiny_rows(5)], header=("text",))
+    [one] = json.loads(cli(*words, "--texts", "texts.csv", "--json", "--quiet").out)["deltas"]
+    assert (one["rows"], one["source"], one["before"]) == (5, "texts", None)
+
+
+def test_two_bases_alone_need_no_store(cli, tiny_base, other_base, tmp_path):
+    told = cli("diagnose", tiny_base, other_base)
+    assert told.code == 0
+    assert "away from" in told.out
+    assert not (tmp_path / "anytune-store").exists()
+
+
+def test_what_is_wrong_is_said_without_a_traceback(cli, tiny_base, tmp_path):
+    told = cli("diagnose", tiny_base, tmp_path / "nothing")
+    assert told.code == 2
+    assert "Traceback" not in told.err
+    told = cli("diagnose", tiny_base, tiny_base, "--points", 1)
+    assert told.code == 2
+    assert "points = 1" in told.err
