@@ -178,7 +178,7 @@ class Manifest(_Record):
     failed: str | None = None
     #: for a delta: its stored held-out rows, if any were kept
     sample: SampleRecord | None = None
-    #: of a delta that an upgrade of a whole store made: what was tried, what it scored and cost, and why this was taken
+    #: of a delta that an upgrade of a store made: what was tried, what it scored and cost, and why this was taken
     decision: dict[str, Any] | None = None
 
 
@@ -363,7 +363,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def file_hashes(folder: Path, leave_out: tuple[str, ...] = (MANIFEST_NAME, METRICS_NAME, SAMPLE_NAME)) -> dict[str, str]:
+def file_hashes(
+    folder: Path, leave_out: tuple[str, ...] = (MANIFEST_NAME, METRICS_NAME, SAMPLE_NAME)
+) -> dict[str, str]:
     """Relative name -> SHA-256 of every file below ``folder``, apart from the manifest, the log and held-out rows."""
     names = {file.relative_to(folder).as_posix(): file for file in sorted(Path(folder).rglob("*")) if file.is_file()}
     return {name: sha256_file(file) for name, file in names.items() if name not in leave_out}

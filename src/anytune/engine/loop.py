@@ -337,7 +337,7 @@ class Loop:
             self.state.note_best(found.better)
 
     def _is_enough(self) -> bool:
-        """Whether ``stop_at`` is reached or ``patience`` is at its end; read off the curve, so a resumed run agrees."""
+        """Whether ``stop_at`` is reached or ``patience`` at its end; read off the curve, so a resumed run agrees."""
         if self.settings.stop_at is None and self.settings.patience is None:
             return False
         main = [next(iter(point.scores.items()), ("", None)) for point in self.state.result.curve]

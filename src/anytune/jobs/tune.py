@@ -143,8 +143,8 @@ def tune(
     call = {
         "base": base, "task": task, "store": str(place.folder), "training": training, "per_class": per_class,
         "subset_seed": subset_seed, "score_on": score_on, "label_map": label_map, "probe_on": probe_on,
-        "start_from": start_from, "keep_sample": keep_sample, "resume": "auto" if resume == "must" else resume, "log_with": log_with,
-        "log_dir": log_dir, **columns,
+        "start_from": start_from, "keep_sample": keep_sample, "resume": "auto" if resume == "must" else resume,
+        "log_with": log_with, "log_dir": log_dir, **columns,
     }  # fmt: skip
     calls = [{**call, **_prompts(plan), "method": method, "keep": keep, "name": name, "tags": tags} for plan in plans]
     calls += [{**call, **_prompts(plan), "method": against, "keep": "scores", "tags": plan.tags} for plan in controls]
