@@ -211,15 +211,21 @@ def load_json(path: Path) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no UTF-8, no JSON, larger than ``JSON_BYTES`` or nested deeper than ``JSON_DEPTH``.
+        ValueError: it is no UTF-8, no JSON, larger than ``JSON_BYTES``, nested deeper than ``JSON_DEPTH``, or holds
+            half a character (a lone surrogate), which nothing could be written of.
     """
     size = path.stat().st_size
     if size > JSON_BYTES:
         raise ValueError(f"{size:,} bytes, at most {JSON_BYTES:,} are read")
+    text = path.read_text(encoding="utf-8")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half a character can only stand there as an escape
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(f"nested deeper than {JSON_DEPTH}") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate)") from None
     level: list[Any] = [value]
     for _ in range(JSON_DEPTH):
         inner: list[Any] = []

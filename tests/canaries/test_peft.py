@@ -224,7 +224,7 @@ def test_pickles_are_not_what_it_writes(bert, tmp_path):
 def test_a_lora_on_words_has_a_column_for_each_word(bert, config):
     model = get_peft_model(bert, lora(target_modules=["word_embeddings"]))
     with assumption(
-        "PEFT keeps a LoRA on word embeddings otherwise: models/rebasing.py moves the columns of lora_embedding_A "
+        "PEFT now keeps a LoRA on word embeddings otherwise: models/rebasing.py moves the columns of lora_embedding_A "
         "with their words"
     ):
         [first] = [one for name, one in adapter(model).items() if "lora_embedding_A" in name]
@@ -265,7 +265,7 @@ def test_a_start_from_the_weights_draws_nothing(start, config, bert):
         pairs = [(one, state[name.replace("lora_A", "lora_B")]) for name, one in state.items() if "lora_A" in name]
         found.append([second @ first for first, second in pairs])
     with assumption(
-        f"'{start}' no longer follows from the base's weights alone: models/plain_lora.py works it out again"
+        "PiSSA or OLoRA no longer follow from the base's weights alone: models/plain_lora.py works them out again"
     ):
         assert found[0]
         assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -59,7 +59,7 @@ def test_tune_hands_every_option_to_the_job(cli, monkeypatch):
         "tags": {"arm": "x"}, "start_from": "d", "resume": "must", "train_size": 8, "per_class": 2, "text": "a,b",
         "train_sizes": [8, 9], "subset_seed": "run", "score_on": ["o"], "probe_on": ["q"], "against": "full",
         "label": "l", "metric": "macro_f1", "log_with": ["tensorboard", "trackio"], "log_dir": "l", "dry_run": False,
-        "workers": None, "fan_out": "processes",
+        "workers": None, "fan_out": "processes", "keep_sample": True,
         "kind": "classification", "validation": "v.csv", "test": "w.csv", "limit": 9, "label_names": ["x", "y"],
         "method": [{"name": "lora", "settings": {"r": 4}}, {"name": "llrd", "settings": {}}],
         "training": {"steps": 7, "epochs": 1.5, "batch_size": 4, "learning_rate": 1e-4, "max_length": 32,

@@ -67,7 +67,12 @@ def test_a_method_is_named_after_its_file_and_found_by_both_names(name):
         ("loar", "tune", "unknown tune method 'loar'", "lora"),
         ("tune/loar", None, "unknown method 'tune/loar'", "tune/lora"),
         ("direct", "tune", "unknown tune method 'direct'", None),
-        ("zzzzzz", "recycle", "unknown recycle method 'zzzzzz'", "one of direct, initialize"),
+        (
+            "zzzzzz",
+            "recycle",
+            "unknown recycle method 'zzzzzz'",
+            f"one of {', '.join(name.partition('/')[2] for name in registry.names('recycle'))}",
+        ),
     ],
 )
 def test_an_unknown_method_suggests_the_near_one_or_lists_them(name, room, words, fix):

@@ -2,7 +2,7 @@
 
 The loop calls them in this order (``engine/loop.py`` is this text as code)::
 
-    method.needs()                                      # stored prompts it cannot do without, asked before anything
+    method.needs(); method.reads_unlabelled()           # what it cannot do without, asked before anything
     model = method.prepare(model, run)                  # wrap, freeze, re-initialise, take anchors
     step  = StepModule(model, methods, objective)       # forward(batch) -> named loss terms
     for stage in method.stages():                       # one by default
@@ -20,6 +20,7 @@ The loop calls them in this order (``engine/loop.py`` is this text as code)::
                 method.figures()                        # every few steps: what the method says of itself, for the log
     model = method.finish(model, run)                   # unwrap, restore what was changed
     method.carry_state()                                # pre-training: what the next domain needs
+    method.notes(); method.files()                      # what it found out, and what it keeps beside the weights
 
 Two rules keep methods composable and correct. All state lives in the method object, never in a module, a class or a
 global. And a loss term is a *mean over the items of its micro-batch* (examples, or scored tokens): the loop weights
