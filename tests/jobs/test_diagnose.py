@@ -11,9 +11,11 @@ import torch
 
 import anytune
 from anytune.errors import DataError, SettingsError, StoreError, WrongBaseError
-from anytune.evaluate.direct_forecast import Forecaster, Reuse
+from anytune.evaluate.direct_forecast import Forecast, Forecaster, Reuse
+from anytune.evaluate.flips import Flips
 from anytune.jobs import direct_coefficients
 from anytune.jobs.diagnose import diagnose
+from anytune.jobs.diagnose_delta import DeltaDiagnosis
 from anytune.jobs.load import evaluate
 from anytune.models.base import load_base
 from tests.conftest import tiny_rows, write_rows
@@ -102,6 +104,29 @@ def test_onto_the_same_base_nothing_changes(tiny_base, tiny_task, store):
         assert one.path.barrier == 0
         assert (one.similarity.js == 1).all()
         assert one.forecast.drop == 0
+
+
+def test_what_was_measured_decides_and_the_forecast_only_where_it_cannot():
+    """An oracle by hand: of 200 texts 40 turn wrong and 10 turn right, so 15 points are lost, give or take 5.4."""
+
+    def one(negative, positive, drop, forecast=None, metric="accuracy"):
+        found = Flips(examples=200, old_right=120, new_right=120 - negative + positive, negative=negative,
+                      positive=positive, changed=negative + positive)  # fmt: skip
+        return DeltaDiagnosis(
+            reference="d", form="full", task="t", metric=metric, size=0.1, refusal=None, flips=found, before=0.6,
+            after=0.6 - drop, forecast=forecast,
+        )  # fmt: skip
+
+    low, high = one(40, 10, 0.15).measured
+    per_text = np.array([1.0] * 40 + [-1.0] * 10 + [0.0] * 150)
+    assert (high - low) / 2 == pytest.approx(1.645 * per_text.std() / np.sqrt(200))
+    assert (low + high) / 2 == pytest.approx(0.15)
+    safe = Forecast("texts", 0.0, -0.01, 0.005, 0.9, 9, 9)
+    assert one(40, 10, 0.15, safe).verdict == "will not do"
+    assert one(0, 0, 0.0).verdict == "will do"
+    assert one(3, 2, 0.005).verdict == "undecided"
+    assert one(3, 2, 0.005, safe).verdict == "will do"
+    assert one(40, 10, 0.15, metric="pearson").measured is None
 
 
 def test_without_a_task_the_rows_stored_beside_the_delta_are_read(tiny_base, other_base, tiny_task, store):

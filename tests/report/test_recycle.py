@@ -18,7 +18,7 @@ SIMILARITY = {
 DELTA = {
     "reference": "reviews-1a2b", "form": "lora", "task": "reviews", "metric": "accuracy", "size": 0.02,
     "refusal": None, "rows": 256, "source": "stored sample", "disagreement": 0.125,
-    "flips": {"negative_rate": 0.0625}, "before": 0.9, "after": 0.8, "drop": 0.1,
+    "flips": {"negative_rate": 0.0625}, "before": 0.9, "after": 0.8, "drop": 0.1, "measured": [0.02, 0.18],
     "forecast": {"kind": "texts", "drop": 0.05, "low": -0.01, "high": 0.11, "level": 0.9, "reuses": 40,
                  "upgrades": 8},
     "path": {"points": POINTS, "barrier": 0.8, "score_barrier": 0.35, "metric": "accuracy"},
@@ -38,7 +38,7 @@ RECORD = {
 
 def test_the_page_holds_every_number_and_escapes_every_name():
     text = page(RECORD)
-    for said in ("M&lt;1&gt;", "a &lt;note&gt;", "12.5 %", "6.2 %", "90.00", "80.00", "5.0 points, −1.0 to 11.0 with",
+    for said in ("M&lt;1&gt;", "a &lt;note&gt;", "12.5 %", "6.2 %", "90.00", "80.00", "10.0 (2.0 to 18.0)", "5.0 points, −1.0 to 11.0 with",
                  "40 reuses over 8 upgrades", "32 → 64", "w7: [3] and [4]", "and 2 more tensors", "past runs",
                  "10 of 10 kept, 2 new", "barrier 0.8", "mean 0.630, shuffled heads 0.400"):  # fmt: skip
         assert said in text, said
@@ -60,6 +60,7 @@ def test_a_delta_of_which_little_is_known_still_has_its_place():
     bare = copy.deepcopy(RECORD)
     bare["deltas"][0] |= {
         "size": None, "rows": 0, "disagreement": None, "flips": None, "before": None, "after": None, "forecast": None,
+        "measured": None,
         "path": None, "similarity": None, "refusal": "w: [3] and [4]", "verdict": "impossible",
     }  # fmt: skip
     text = page(bare)

@@ -74,7 +74,7 @@ def diagnose(
 
 def _print(record: dict[str, Any]) -> None:
     """The two bases, a row per delta, and what could not be looked at."""
-    from anytune.report.recycle_panel import MEANING, facts, headline
+    from anytune.report.recycle_panel import MEANING, facts, headline, points_lost
 
     show.say(headline(record))
     show.say("")
@@ -91,15 +91,15 @@ def _print(record: dict[str, Any]) -> None:
             said = f"{100 * forecast['drop']:.1f}"
             if forecast["low"] is not None:
                 said += f" ({100 * forecast['low']:.1f} to {100 * forecast['high']:.1f})"
-        path, similarity = one["path"], one["similarity"]
+        path, similarity, lost = one["path"], one["similarity"], points_lost(one["drop"], one["measured"])
         rows.append([
             one["reference"], one["form"], one["size"], one["disagreement"],
-            flips["negative_rate"] if flips else None, one["before"], one["after"], said,
+            flips["negative_rate"] if flips else None, one["before"], one["after"], lost, said,
             path["barrier"] if path else None, similarity["mean_js"] if similarity else None, one["verdict"],
         ])  # fmt: skip
     show.say("")
     show.print_table(
-        ["delta", "form", "size", "changed", "negative flips", "old score", "as it is", "predicted loss, points",
+        ["delta", "form", "size", "changed", "negative flips", "old score", "as it is", "loss, points", "predicted",
          "barrier", "head similarity", "verdict"], rows,
     )  # fmt: skip
     for one in record["deltas"]:
@@ -111,8 +111,8 @@ def _print(record: dict[str, Any]) -> None:
     if forecasts:
         first = forecasts[0]
         show.say(
-            f"predicted loss: a forecast with a {first['level']:.0%} interval, learned from {first['reuses']} direct "
-            f"reuses over {first['upgrades']} upgrades ({record['forecast_source'] or 'your own'})"
+            f"predicted: a forecast of the loss with a {first['level']:.0%} interval, learned from {first['reuses']} "
+            f"direct reuses over {first['upgrades']} upgrades ({record['forecast_source'] or 'your own'})"
         )
     for verdict in dict.fromkeys(one["verdict"] for one in record["deltas"]):
         show.say(f"{verdict}: {MEANING[verdict]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,8 @@ from anytune.store import Entry, Store
 ATTENTION_TEXTS = 64
 #: Texts a batch there: the attention of all layers of both models is held.
 ATTENTION_BATCH = 16
+#: Of the interval of what was measured, and how many standard errors that is to either side.
+LEVEL, WIDTH = 0.9, 1.645
 #: Responses decoded at each look.
 DECODED = 16
 
@@ -101,10 +104,31 @@ class DeltaDiagnosis:
         return lost if higher_is_better(self.metric) else -lost
 
     @property
+    def measured(self) -> tuple[float, float] | None:
+        """What direct reuse loses on texts like these: an interval around ``drop``, at :data:`LEVEL`.
+
+        Its width is that of the share of right answers, paired text by text: with N texts, of which ``a`` turn wrong
+        and ``b`` turn right, ``(a + b - (a - b)^2 / N)^(1/2) / N`` times 1.645. None without labels.
+        """
+        drop, flips = self.drop, self.flips
+        if drop is None or flips is None or self.metric not in SHARES:
+            return None
+        turned, net = flips.negative + flips.positive, flips.negative - flips.positive
+        wide = WIDTH * math.sqrt(turned - net**2 / flips.examples) / flips.examples
+        return drop - wide, drop + wide
+
+    @property
     def verdict(self) -> str:
-        """Whether direct reuse will do: "will do", "will not do", "undecided" or "impossible"."""
+        """Whether direct reuse will do: "will do", "will not do", "undecided" or "impossible".
+
+        What was measured decides where it can, and the forecast where it cannot.
+        """
         if self.refusal is not None:
             return "impossible"
+        if self.measured is not None and self.measured[1] <= self.tolerance:
+            return "will do"
+        if self.measured is not None and self.measured[0] > self.tolerance:
+            return "will not do"
         return self.forecast.verdict(self.tolerance) if self.forecast is not None else "undecided"
 
     def reuse(self, upgrade: str, moved: float) -> Reuse:
@@ -119,6 +143,7 @@ class DeltaDiagnosis:
         nested = {name: getattr(self, name) for name in parts}
         return {
             **plain, "notes": list(self.notes), "seconds": round(self.seconds, 3), "drop": self.drop,
+            "measured": None if self.measured is None else list(self.measured),
             "verdict": self.verdict, **{name: one.record() if one else None for name, one in nested.items()},
         }  # fmt: skip
 

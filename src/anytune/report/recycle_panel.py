@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from anytune.report.recycle_charts import distance_bars, head_maps, map_width, p
 MEANING = {
     "will do": "direct reuse will probably do",
     "will not do": "direct reuse will probably not do: initialize from it and tune, or distill",
-    "undecided": "what is known does not say: score it on labelled texts (anytune recycle --method direct)",
+    "undecided": "what is known does not say: score it on more labelled texts (--task)",
     "impossible": "cannot be put onto the new base: distill, or map",
 }
 #: reasons shown for tensors that cannot be compared
@@ -94,6 +94,13 @@ def facts(distance: Mapping[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def points_lost(drop: float | None, interval: Sequence[float] | None) -> str:
+    """``8.6 (2.9 to 14.2)``: a loss measured in points, with its interval; empty where there is none."""
+    if drop is None or interval is None:
+        return ""
+    return f"{100 * drop:.1f} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
+
+
 def delta_panel(one: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows of a delta."""
     share = 100 if one["metric"] is not None else 1
@@ -112,6 +119,9 @@ def delta_panel(one: Mapping[str, Any]) -> dict[str, Any]:
             (f"{metric} on the new base, as it is",
              words.NOTHING if one["after"] is None else words.decimal(share * one["after"], 2)),
         ]  # fmt: skip
+    if one["measured"] is not None:
+        lost = points_lost(one["drop"], one["measured"])
+        numbers.append(("Loss of direct reuse on these texts, points (90 %)", lost.replace("-", "−")))
     forecast = one["forecast"]
     if forecast is not None:
         said = f"{100 * forecast['drop']:.1f} points"

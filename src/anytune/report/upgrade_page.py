@@ -51,7 +51,7 @@ def page(old: str, new: str, tolerance: float, lines: Sequence[Line], seconds: f
     ]
     return environment.get_template("upgrade.html").render(
         style=Markup(_asset("page.css")), old=old, new=new, headline=headline(old, new, tolerance, lines, seconds),
-        steps=_steps(lines), charts=charts, marks=key_of_marks(), shown=SHOWN, rows=[_row(line) for line in lines],
+        steps=_steps(lines), charts=charts, marks=key_of_marks(), shown=SHOWN, many=len(lines) > SHOWN, rows=[_row(line) for line in lines],
         version=__version__,
     )  # fmt: skip
 
@@ -60,7 +60,7 @@ def headline(old: str, new: str, tolerance: float, lines: Sequence[Line], second
     """What came of it, in a sentence."""
     back = sum(line["flag"] == "" for line in lines)
     return (
-        f"{back} of {len(lines)} deltas of {old} are within {100 * tolerance:.4g} % of their old score on {new}, "
+        f"{back} of {len(lines)} deltas of {old} are within {100 * tolerance:.4g}\N{NO-BREAK SPACE}% of their old score on {new}, "
         f"after {words.duration(seconds)}"
     )
 
