@@ -38,7 +38,8 @@ RECORD = {
 
 def test_the_page_holds_every_number_and_escapes_every_name():
     text = page(RECORD)
-    for said in ("M&lt;1&gt;", "a &lt;note&gt;", "12.5 %", "6.2 %", "90.00", "80.00", "10.0 (2.0 to 18.0)", "5.0 points, −1.0 to 11.0 with",
+    for said in ("M&lt;1&gt;", "a &lt;note&gt;", "12.5 %", "6.2 %", "90.00", "80.00", "10.0 (2.0 to 18.0)",
+                 "5.0 points, −1.0 to 11.0 with",
                  "40 reuses over 8 upgrades", "32 → 64", "w7: [3] and [4]", "and 2 more tensors", "past runs",
                  "10 of 10 kept, 2 new", "barrier 0.8", "mean 0.630, shuffled heads 0.400"):  # fmt: skip
         assert said in text, said

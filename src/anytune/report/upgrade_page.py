@@ -51,16 +51,17 @@ def page(old: str, new: str, tolerance: float, lines: Sequence[Line], seconds: f
     ]
     return environment.get_template("upgrade.html").render(
         style=Markup(_asset("page.css")), old=old, new=new, headline=headline(old, new, tolerance, lines, seconds),
-        steps=_steps(lines), charts=charts, marks=key_of_marks(), shown=SHOWN, many=len(lines) > SHOWN, rows=[_row(line) for line in lines],
+        steps=_steps(lines), charts=charts, marks=key_of_marks(), shown=SHOWN, many=len(lines) > SHOWN,
+        rows=[_row(line) for line in lines],
         version=__version__,
     )  # fmt: skip
 
 
 def headline(old: str, new: str, tolerance: float, lines: Sequence[Line], seconds: float) -> str:
     """What came of it, in a sentence."""
-    back = sum(line["flag"] == "" for line in lines)
+    back, share = sum(line["flag"] == "" for line in lines), f"{100 * tolerance:.4g}\N{NO-BREAK SPACE}%"
     return (
-        f"{back} of {len(lines)} deltas of {old} are within {100 * tolerance:.4g}\N{NO-BREAK SPACE}% of their old score on {new}, "
+        f"{back} of {len(lines)} deltas of {old} are within {share} of their old score on {new}, "
         f"after {words.duration(seconds)}"
     )
 
