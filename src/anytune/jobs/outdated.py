@@ -68,6 +68,12 @@ class Moving:
             return None, problem
 
     @property
+    def label_names(self) -> list[str]:
+        """The labels of its head, in the order in which the task has them."""
+        names = self.entry.manifest.label_names
+        return list(names) if self.order is None else [names[row] for row in self.order]
+
+    @property
     def delta(self) -> AnyDelta:
         """The weights as they land on the new base.
 
@@ -263,7 +269,7 @@ class OutdatedInRun:
         return 0
 
     def _task_model(self, base: Base) -> Any:
-        return base.task_model(self.task.kind, self.moving.entry.manifest.label_names, seed=0)[0]
+        return base.task_model(self.task.kind, self.moving.label_names, seed=0)[0]
 
 
 def adapter_difference(delta: AdapterDelta, model: nn.Module, base: Base) -> dict[str, Tensor]:
