@@ -128,7 +128,9 @@ def changed_words(old: Base, new: Base) -> Words | None:
     renamed = {}
     for role in ROLES:
         was, now = getattr(first, role, None), getattr(second, role, None)
-        if was is not None and now is not None and was not in after and now not in before:
+        # two roles may be one word on either side: the first takes it, so that no row is given to two or goes to two
+        free = str(was) not in renamed and str(now) not in renamed.values()
+        if free and was is not None and now is not None and was not in after and now not in before:
             renamed[str(was)] = str(now)
     words = align(before, after, rows_before, rows_after, renamed)
     if words.shared < SHARED_AT_LEAST * words.known:
