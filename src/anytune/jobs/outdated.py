@@ -285,7 +285,9 @@ def adapter_difference(delta: AdapterDelta, model: nn.Module, base: Base) -> dic
     tensors, anatomy = base.tensors(pretraining_head=True), base.anatomy
     wrapped = delta.attach(model, trainable=False)
     found: dict[str, Tensor] = {}
-    if delta.config.get("peft_type") == "LORA" and not delta.config.get("use_dora"):
+    products = delta.config.get("peft_type") == "LORA" and not delta.config.get("use_dora")
+    # trained tokens are no product: what they add is seen where all is merged
+    if products and not any("trainable_tokens_" in name for name in delta.tensors):
         for name, module in wrapped.get_base_model().named_modules():
             if hasattr(module, "get_delta_weight") and wrapped.active_adapter in getattr(module, "scaling", ()):
                 bare = anatomy.canonical(f"{name}.weight")
