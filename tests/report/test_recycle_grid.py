@@ -48,6 +48,8 @@ def test_arms_of_the_page_keep_their_look_and_all_others_differ(lines):
         arm: KNOWN[arm] for arm in ("fresh", "initialize", "direct")
     }
     assert len({(look.slot, look.shape) for look in looks.values()}) == len(looks)
+    assert len({looks[arm].slot for arm in ("fresh", "initialize", "direct", "distill", "combined")}) == 5
+    assert set(grid_looks([str(place) for place in range(60)])) == {str(place) for place in range(60)}
 
 
 def test_pictures_hold_a_mark_for_every_arm_and_upgrade(lines):

@@ -116,10 +116,10 @@ def _figure(figure_class: Any, cases: Sequence[CaseViews], found: Views, draw: D
         plot.grid(alpha=0.25)
         for handle, label in zip(*plot.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.supxlabel(plain_text(textwrap.fill(across, 40 * max(wide, 2))), fontsize=10)
+    figure.supxlabel(plain_text(textwrap.fill(across, 55 * max(wide, 2))), fontsize=10)
     figure.supylabel(plain_text(up), fontsize=10)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=max(2, wide), frameon=False,
-                  fontsize=8)  # fmt: skip
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=max(2, 3 * wide // 2),
+                  frameon=False, fontsize=8)  # fmt: skip
     return figure
 
 

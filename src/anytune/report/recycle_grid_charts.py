@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from anytune.evaluate.recycle_arms import NO_DELTA
+from anytune.evaluate.recycle_arms import NO_DELTA, NOTHING
 from anytune.evaluate.recycle_points import Broken, Estimate, Landing, Learning
+from anytune.evaluate.runs import WHOLE_BUDGET
 from anytune.report.anytime_charts import axes, picture, placing
-from anytune.report.anytime_views import arm_looks
-from anytune.report.arms import KNOWN, Look
+from anytune.report.arms import KNOWN, OTHERS, Look
 from anytune.report.panels import Scale, scale_over
 from anytune.report.svg import marker, path, tag
 from anytune.report.words import decimal, interval_text
@@ -20,11 +19,36 @@ from anytune.report.words import decimal, interval_text
 DODGE = 3.0
 
 
+#: Looks of arms by their names: those the rest of the page has too are the same there; grey is what no old weights had
+#: a part in on the new base. Learning curves cross, so that their arms differ in colour.
+NAMED = {
+    **{name: look for name, look in KNOWN.items() if name != WHOLE_BUDGET},
+    "distill": Look(4, "12 4", "cross"),
+    "combined": Look(5, "4 2", "down"),
+    NOTHING: Look(1, "1.5 4", "pentagon"),
+    NO_DELTA: Look(1, "1.5 4", "down"),
+}
+#: Colour slots of all other arms in turn, with dashes and shapes that go round at another pace.
+_SLOTS = (6, 2, 4, 0, 5, 3, 1)
+_DASHES = ("8 2 2 2 2 2", "9 3 2 3", "", "4 2", "1.5 4")
+_SHAPES = ("pentagon", "triangle", "diamond", "square", "circle", "cross")
+
+
 def grid_looks(arms: Sequence[str]) -> dict[str, Look]:
-    """How each arm looks: those that the rest of the page has too look the same there."""
-    others: Iterator[int] = count(len(KNOWN))
-    slots = list(arm_looks([str(place) for place in range(len(KNOWN) + len(arms))]).values())
-    return {arm: KNOWN.get(arm) or slots[next(others)] for arm in arms}
+    """How each arm looks; no two share colour and marker as long as there are enough."""
+    chosen = {arm: NAMED[arm] for arm in arms if arm in NAMED}
+    places = iter(range(len(_SLOTS) * len(_SHAPES)))
+    taken = {(look.slot, look.shape) for look in NAMED.values()}
+    for arm in arms:
+        if arm in chosen:
+            continue
+        look = OTHERS[0]
+        for place in places:
+            look = Look(_SLOTS[place % 7], _DASHES[place % 5], _SHAPES[place % 6])
+            if (look.slot, look.shape) not in taken:
+                break
+        chosen[arm] = look
+    return {arm: chosen[arm] for arm in arms}
 
 
 def series_of(found: Sequence[Landing], *, gains: bool) -> dict[str, list[tuple[Landing, Estimate]]]:
