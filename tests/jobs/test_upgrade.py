@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import anytune
 from anytune.errors import SettingsError, StoreError
 from anytune.jobs import upgrade_runs
 from anytune.jobs.stored_sample import read_sample
-from anytune.jobs.upgrade import upgrade
+from anytune.jobs.upgrade import SPENT_NAME, _spent, upgrade
 from anytune.jobs.upgrade_choices import store_choice
 from anytune.manifests import SAMPLE_NAME
 from anytune.store import Store
@@ -469,3 +470,14 @@ def test_what_is_told_holds_no_folder():
     assert told("'/home/me/x/rows.csv' is empty") == "'rows.csv' is empty"
     assert told("cannot read C:\\rows\\mine.csv: no") == "cannot read mine.csv: no"
     assert told("see https://a.org/b/c, keep / scale, 3/4") == "see https://a.org/b/c, keep / scale, 3/4"
+
+
+def test_a_call_that_was_killed_counts_until_it_last_wrote_something(tmp_path):
+    assert _spent(tmp_path) == 0
+    for content, seconds in (({"seconds": 5}, 5), ({"seconds": 5, "since": 1000.0}, 65), ({"seconds": "x"}, 0)):
+        (tmp_path / SPENT_NAME).write_text(json.dumps(content))
+        (tmp_path / "deltas").mkdir(exist_ok=True)
+        (tmp_path / "deltas" / "a.json").write_text("{}")
+        for path in tmp_path.rglob("*"):
+            os.utime(path, (1060.0, 1060.0))
+        assert _spent(tmp_path) == seconds
