@@ -429,6 +429,10 @@ def test_a_step_that_is_not_wanted_is_neither_tried_nor_taken(far, tiny_base):
     [kept] = upgrade(store, old=tiny_base, new=new, deltas=[full], steps=["keep"]).outcomes
     assert [attempt.step for attempt in kept.attempts] == ["old", "keep"]
     assert kept.flag == "short"
+    prompt = Store(store).find("delta", method="prompt_tuning")[0].reference
+    both = upgrade(store, old=tiny_base, new=new, deltas=[prompt], steps=["keep"])
+    assert [line["delta"] for line in lines(both)] == [full, prompt]  # a call about one leaves the other's line
+    assert json.loads(json.dumps(kept.record())) == lines(both)[0]
     [none] = upgrade(store, old=tiny_base, new=new, deltas=[full], steps=["retune"], tolerance="100%").outcomes
     assert none.decision.step is None
     assert none.flag == "rows"

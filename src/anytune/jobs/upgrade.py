@@ -126,12 +126,14 @@ def upgrade(
             write_atomic(work / SPENT_NAME, json.dumps({"seconds": round(seconds, 3)}).encode())
         outcomes = [*climbing.outcomes(), *broken]
         journal = folder / JOURNAL_NAME
-        lines = "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in outcomes)
-        write_atomic(journal, lines.encode())
+        records = [one.record() for one in outcomes]
+        if deltas is not None:
+            records = [*_other_records(journal, records), *records]
+        write_atomic(journal, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode())
         result = Upgrade(before.name, after.name, share, outcomes, journal, folder / PAGE_NAME, round(seconds, 3))
         from anytune.report.upgrade_page import write_page
 
-        write_page(result.page, before.name, after.name, share, [one.record() for one in outcomes], seconds)
+        write_page(result.page, before.name, after.name, share, records, seconds)
         if not climbing.failed and not _holds_others(work, entries) and all(
             one.problem is not None or (one.decision is not None and one.decision.final) for one in outcomes
         ):  # fmt: skip
@@ -296,6 +298,16 @@ def check_bases(old: Base, new: Base, workers: int | None, *given: Any) -> None:
 
 def _busy(title: str) -> None:
     raise StoreError(f"{title}: another process is at work on it", why="Both would do the same.", fix="wait for it")
+
+
+def _other_records(journal: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What earlier calls wrote down of deltas that this one was not asked about."""
+    ours = {one["delta"] for one in records}
+    try:
+        found = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+        return [one for one in found if one["delta"] not in ours]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _describe(work: Path, key: str, title: str, share: float, old: Base, new: Base) -> None:
