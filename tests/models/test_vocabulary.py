@@ -67,6 +67,12 @@ def test_a_special_token_of_another_spelling_is_the_same_word():
     assert (words.shared, words.added) == (2, 0)
 
 
+def test_words_that_a_table_has_no_row_for_go_nowhere():
+    values = torch.tensor([[5.0], [7.0]])
+    for old, new in (({"a": 0, "b": 5}, {"a": 1, "b": 0}), ({"a": 0, "b": 1}, {"a": 1, "b": 9})):
+        assert align(old, new, 2, 2).rows.carry(values).flatten().tolist() == [0.0, 5.0]
+
+
 def test_a_word_of_two_roles_goes_to_one_place_and_no_place_gets_two():
     def base(vocabulary, **roles):
         tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary, **roles)

@@ -96,12 +96,14 @@ def align(
         rows_after: rows of the new table.
         renamed: old spelling -> new one, of words that are spelled otherwise and mean the same (special tokens).
 
-    Rows that no word has in either base keep their place: they are padding, and nothing reads them.
+    Rows that no word has in either base keep their place: they are padding, and nothing reads them. Words without
+    a row (a tokenizer may have more than its model) go nowhere.
     """
     names = {**{word: word for word in before}, **(renamed or {})}
     pairs = {number: after[names[word]] for word, number in before.items() if names[word] in after}
     shared = sum(names[word] in after for word in before)
     renumbered = sum(old != new for old, new in pairs.items())
+    pairs = {old: new for old, new in pairs.items() if old < rows_before and new < rows_after}
     free = set(range(min(rows_before, rows_after))) - set(before.values()) - set(after.values())
     pairs |= {row: row for row in free}
     source = torch.tensor(sorted(pairs), dtype=torch.int64)

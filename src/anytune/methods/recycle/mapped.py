@@ -152,6 +152,9 @@ class Mapped(Method):
             MethodError: the bases share fewer words than a hidden state has entries.
         """
         mine, theirs = shared_words(old.tokenizer().get_vocab(), new.tokenizer().get_vocab())
+        sizes = [base.tensors().shape(base.anatomy.word_embeddings)[0] for base in (old, new)]
+        held = (mine < sizes[0]) & (theirs < sizes[1])  # a tokenizer may have more words than its model
+        mine, theirs = mine[held], theirs[held]
         width = max(int(base.config.hidden_size) for base in (old, new))
         if len(mine) < width:
             raise MethodError(
