@@ -127,7 +127,7 @@ def changed_words(old: Base, new: Base) -> Words | None:
         return Words(Rows.first(rows_before, rows_after), 0, 0, 0, 0)
     first, second = old.tokenizer(), new.tokenizer()
     before, after = first.get_vocab(), second.get_vocab()
-    renamed = {}
+    renamed: dict[str, str] = {}
     for role in ROLES:
         was, now = getattr(first, role, None), getattr(second, role, None)
         # two roles may be one word on either side: the first takes it, so that no row is given to two or goes to two
