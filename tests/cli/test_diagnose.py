@@ -35,6 +35,9 @@ def test_what_is_wrong_is_said_without_a_traceback(cli, tiny_base, tmp_path):
     told = cli("diagnose", tiny_base, tmp_path / "nothing")
     assert told.code == 2
     assert "Traceback" not in told.err
+    told = cli("diagnose", tiny_base, tiny_base, "--tolerance", "1")
+    assert told.code == 2
+    assert "1%" in told.err
     told = cli("diagnose", tiny_base, tiny_base, "--points", 1)
     assert told.code == 2
     assert "points = 1" in told.err

@@ -83,6 +83,9 @@ def test_words_are_compared_with_themselves_whatever_their_numbers():
     assert measured.whole.l2 == 0
     assert measured.apart[0].endswith("compared word by word")
     assert vocabularies(words, words)[0].same
+    # words that a tokenizer has and its table has no row for are no rows to compare
+    rows = vocabularies({**words, "more": 7}, {**moved, "more": 5})[1]
+    assert weights_distance(old, new, BERT, rows=rows).whole == measured.whole
 
 
 def test_two_real_folders(tiny_base, other_base):

@@ -117,7 +117,8 @@ def test_another_tasks_body_comes_with_the_own_head():
 
 
 @pytest.mark.parametrize(("own", "other"), [(full(0), lora(0)), (full(0), full(1, rows=5)), (lora(0), lora(1, r=3)),
-                                            (lora(0), prompt(0))])  # fmt: skip
+                                            (lora(0), prompt(0)), (lora(0), lora(1, use_rslora=True)),
+                                            (lora(0), lora(1, alpha_pattern={"x": 64}))])  # fmt: skip
 def test_deltas_that_are_not_alike_are_refused(own, other):
     with pytest.raises(DeltaError, match="cannot stand in"):
         with_body_of(own, other)

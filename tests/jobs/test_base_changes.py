@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ import anytune
 from anytune.data.tasks import load_task
 from anytune.errors import BaseError, DataError, DeltaError, StoreError, WrongBaseError
 from anytune.jobs.opening import open_base
+from anytune.jobs.recycle import recycling_plans
 from anytune.jobs.tuning import load_delta
 from anytune.manifests import file_hashes
 from anytune.models.adapters import merge as merge_adapter
+from anytune.store import Store
 from tests.jobs.upgraded import changed, nudged, other_shape, positions, renumbered
 
 TRAINING = {"steps": 12, "learning_rate": 5e-3, "batch_size": 8, "max_length": 32, "precision": "fp32",
@@ -57,6 +61,24 @@ def shelf(tmp_path_factory, tiny_base, tiny_task):
 
 
 # ------------------------------------------------------------------------------------------------ words, positions
+
+
+def test_the_same_weights_with_another_tokenizer_are_another_old_base(shelf, tmp_path):
+    other = shutil.copytree(shelf.base, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    one, two = sorted(words, key=words.get)[-2:]
+    words[one], words[two] = words[two], words[one]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    plans = [
+        recycling_plans(shelf.delta("full"), shelf.base, store=Store(shelf.store), method="distill", task=shelf.task,
+                        old_base=old)[0][0]
+        for old in (shelf.base, other)
+    ]  # fmt: skip
+    assert plans[0].outdated.old.identity.backbone == plans[1].outdated.old.identity.backbone
+    keys = [plan.identity(plan.runtime()).key for plan in plans]
+    assert keys[0] != keys[1]
+    assert "old_vocabulary" not in plans[0].identity(plans[0].runtime()).decides  # earlier runs are found again
 
 
 @pytest.mark.parametrize("form", METHODS)

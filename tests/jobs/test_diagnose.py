@@ -109,8 +109,8 @@ def test_onto_the_same_base_nothing_changes(tiny_base, tiny_task, store):
 def test_what_was_measured_decides_and_the_forecast_only_where_it_cannot():
     """An oracle by hand: of 200 texts 40 turn wrong and 10 turn right, so 15 points are lost, give or take 5.4."""
 
-    def one(negative, positive, drop, forecast=None, metric="accuracy"):
-        found = Flips(examples=200, old_right=120, new_right=120 - negative + positive, negative=negative,
+    def one(negative, positive, drop, forecast=None, metric="accuracy", texts=200):
+        found = Flips(examples=texts, old_right=120, new_right=120 - negative + positive, negative=negative,
                       positive=positive, changed=negative + positive)  # fmt: skip
         return DeltaDiagnosis(
             reference="d", form="full", task="t", metric=metric, size=0.1, refusal=None, flips=found, before=0.6,
@@ -124,6 +124,7 @@ def test_what_was_measured_decides_and_the_forecast_only_where_it_cannot():
     safe = Forecast("texts", 0.0, -0.01, 0.005, 0.9, 9, 9)
     assert one(40, 10, 0.15, safe).verdict == "will not do"
     assert one(0, 0, 0.0).verdict == "will do"
+    assert one(0, 0, 0.0, texts=20).verdict == "undecided"  # that none of 20 turned says little about one of 100
     assert one(3, 2, 0.005).verdict == "undecided"
     assert one(3, 2, 0.005, safe).verdict == "will do"
     assert one(40, 10, 0.15, metric="pearson").measured is None

@@ -61,6 +61,9 @@ def test_rows_are_kept_by_default_and_change_neither_the_id_nor_what_is_exported
     [adapter] = anytune.tune(tiny_base, tiny_task, store=tmp_path / "one", method="lora", training=TRAINING)
     assert not (anytune.export(adapter, tmp_path / "out", store=tmp_path / "one") / SAMPLE_NAME).exists()
     assert (anytune.export(adapter, tmp_path / "whole", store=tmp_path / "one", sample=True) / SAMPLE_NAME).is_file()
+    for sample in (False, True):  # a full difference leaves as a merged model
+        out = anytune.export(kept, tmp_path / f"merged-{sample}", store=tmp_path / "one", sample=sample)
+        assert (out / SAMPLE_NAME).is_file() == sample
 
 
 def test_damaged_rows_are_refused_and_missing_ones_are_none(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import anytune
 from anytune.errors import SettingsError, StoreError
 from anytune.jobs import upgrade_runs
 from anytune.jobs.stored_sample import read_sample
-from anytune.jobs.upgrade import upgrade
+from anytune.jobs.upgrade import SPENT_NAME, _spent, upgrade
 from anytune.jobs.upgrade_choices import store_choice
 from anytune.manifests import SAMPLE_NAME
 from anytune.store import Store
@@ -288,10 +289,13 @@ def test_the_command_prints_the_shelf(shelf, tiny_base, cli):
     store, near = shelf
     answer = cli("upgrade", store, "--from", tiny_base, "--to", near, "--tolerance", "2%", "--quiet")
     assert answer.code == 0
-    assert "3 of 3 are within 2 % of their old score" in answer.out
+    assert "3 of 3 are within the tolerance (2 %) of their old score" in answer.out
     for words in (["--to", near], ["--from", tiny_base], ["--from", tiny_base, "--to", tiny_base],
                   ["--from", tiny_base, "--to", near, "--task", "things.csv"],
                   ["--from", tiny_base, "--to", near, "--step", "kept"],
+                  ["--from", tiny_base, "--to", near, "--tolerance", "1"],
+                  ["--from", tiny_base, "--to", near, "--unlabelled", "nowhere.txt"],
+                  ["--from", tiny_base, "--to", near, "--task", f"thing={_task_file(store)}"],
                   ["--from", tiny_base, "--to", near, "--budget", "soon"]):  # fmt: skip
         wrong = cli("upgrade", store, *words)
         assert wrong.code == 2
@@ -338,3 +342,146 @@ def test_onto_a_base_of_another_shape_the_old_model_teaches(shelf, tiny_base, tm
     assert "shape" in one.attempts[1].problem or "hidden" in one.attempts[1].problem
     assert one.decision.step == "distill"
     anytune.load(one.made, store=store, base=tmp_path / "narrow")
+
+
+def full_of(store: Path) -> str:
+    return next(entry.reference for entry in Store(store).find("delta") if entry.manifest.form == "full")
+
+
+def test_training_rows_that_cannot_be_had_are_no_failed_step_and_the_right_file_goes_on(far, tiny_base):
+    store, new = far
+    options = {
+        "old": tiny_base,
+        "new": new,
+        "tolerance": 0,
+        "deltas": [full_of(store)],
+        "steps": ["keep", "initialize"],
+    }
+    [first] = upgrade(store, **options, tasks={"things": store.parent / "thinks.csv"}).outcomes
+    assert first.flag == "rows"
+    assert "thinks.csv" in first.decision.reason
+    assert str(store.parent) not in first.decision.reason
+    assert [attempt.step for attempt in first.attempts] == ["old", "keep"]
+    [second] = upgrade(store, **options, tasks={"things": _task_file(store)}).outcomes
+    assert [attempt.step for attempt in second.attempts] == ["old", "keep", "initialize"]
+    assert second.attempts[-1].problem is None
+
+
+def test_a_delta_that_is_whole_again_is_no_longer_left_out(far, tiny_base):
+    store, new = far
+    full = full_of(store)
+    weights = store / "deltas" / full / "delta.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-40])
+    first = upgrade(store, old=tiny_base, new=new, tolerance=0)
+    assert [one.delta for one in first.problems] == [full]
+    assert any(one.flag == "rows" for one in first.outcomes)  # so that what is known so far is kept
+    weights.write_bytes(good)
+    assert not upgrade(store, old=tiny_base, new=new, tolerance=0).problems
+
+
+def test_the_same_weights_with_all_steps_tried_are_told_so_and_nothing_is_done_again(far, tiny_base, monkeypatch):
+    store, new = far
+    options = {"old": tiny_base, "new": new, "tolerance": 0, "deltas": [full_of(store)], "steps": ["keep", "retune"],
+               "tasks": {"things": _task_file(store)}}  # fmt: skip
+
+    def fails(*args):
+        raise KeyError("no such thing")  # what nobody foresaw is told of the one delta
+
+    monkeypatch.setattr(upgrade_runs, "_trained", fails)
+    monkeypatch.setattr(upgrade_runs, "seconds_for", lambda entry, step: 1e6)
+    [first] = upgrade(store, **options, budget="10m").outcomes
+    monkeypatch.setattr(upgrade_runs, "seconds_for", lambda entry, step: 0.0)
+    [second] = upgrade(store, **options).outcomes
+    assert (first.flag, second.flag) == ("budget", "short")
+    assert first.made == second.made
+    assert "KeyError" in second.attempts[-1].problem
+    assert Store(store).get(second.made).manifest.decision["flag"] == "short"
+    monkeypatch.setattr("anytune.jobs.upgrade.score_shelf", lambda **call: call["references"] and pytest.fail("again"))
+    [third] = upgrade(store, **options).outcomes
+    assert third.record() == second.record()
+
+
+def test_killed_between_the_better_choice_and_the_removal_of_the_other_one(far, tiny_base, monkeypatch):
+    store, new = far
+    options = {"old": tiny_base, "new": new, "tolerance": 0, "deltas": [full_of(store)],
+               "steps": ["keep", "initialize"], "tasks": {"things": _task_file(store)}}  # fmt: skip
+    monkeypatch.setattr(upgrade_runs, "seconds_for", lambda entry, step: 1e6)
+    [kept] = upgrade(store, **options, budget="10m").outcomes
+    monkeypatch.setattr(upgrade_runs, "seconds_for", lambda entry, step: 0.0)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            upgrade(store, **options)
+    assert len(content(store)) == 2
+    [made] = upgrade(store, **options).outcomes
+    assert list(content(store)) == [made.made] != [kept.made]
+    assert made.decision.step == "initialize"
+
+
+def test_a_step_that_is_not_wanted_is_neither_tried_nor_taken(far, tiny_base):
+    store, new = far
+    full = full_of(store)
+    [kept] = upgrade(store, old=tiny_base, new=new, deltas=[full], steps=["keep"]).outcomes
+    assert [attempt.step for attempt in kept.attempts] == ["old", "keep"]
+    assert kept.flag == "short"
+    prompt = Store(store).find("delta", method="prompt_tuning")[0].reference
+    both = upgrade(store, old=tiny_base, new=new, deltas=[prompt], steps=["keep"])
+    assert [line["delta"] for line in lines(both)] == [full, prompt]  # a call about one leaves the other's line
+    assert json.loads(json.dumps(kept.record())) == lines(both)[0]
+    [none] = upgrade(store, old=tiny_base, new=new, deltas=[full], steps=["retune"], tolerance="100%").outcomes
+    assert none.decision.step is None
+    assert none.flag == "rows"
+    assert none.made is None
+
+
+def test_deltas_of_the_same_weights_with_another_tokenizer_are_another_bases(shelf, tiny_base):
+    store, near = shelf
+    full = full_of(store)
+    path = store / "deltas" / full / "anytune.json"
+    manifest = json.loads(path.read_text())
+    manifest["base"]["vocabulary"] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    result = upgrade(store, old=tiny_base, new=near, tolerance="2%")
+    assert len(result.outcomes) == 2
+    assert full not in [one.delta for one in result.outcomes]
+    with pytest.raises(StoreError, match="another tokenizer"):
+        upgrade(store, old=tiny_base, new=near, deltas=[full])
+
+
+def test_texts_without_labels_are_read_without_the_rows_that_decide(shelf, tiny_base, tmp_path):
+    from anytune.jobs.upgrade_shelf import Shelf
+
+    store, near = shelf
+    entry = Store(store).get(full_of(store))
+    sample = read_sample(entry)
+    held = [row.text for row in sample.validation]
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(["one of its own", held[0], held[1], "and another one"]))
+    one = Shelf(place=store, old=tiny_base, new=near, work=store / ".work" / "x", tolerance=0.01, unlabelled=texts)
+    found = one.texts_beside(sample)
+    assert found
+    assert not set(held) & set(found)
+
+
+def test_what_is_told_holds_no_folder():
+    told = upgrade_runs.without_folders
+    assert told("cannot read /data.csv") == "cannot read data.csv"
+    assert told("'/home/me/x/rows.csv' is empty") == "'rows.csv' is empty"
+    assert told("cannot read C:\\rows\\mine.csv: no") == "cannot read mine.csv: no"
+    assert told("see https://a.org/b/c, keep / scale, 3/4") == "see https://a.org/b/c, keep / scale, 3/4"
+
+
+def test_a_call_that_was_killed_counts_until_it_last_wrote_something(tmp_path):
+    assert _spent(tmp_path) == 0
+    for content, seconds in (({"seconds": 5}, 5), ({"seconds": 5, "since": 1000.0}, 65), ({"seconds": "x"}, 0)):
+        (tmp_path / SPENT_NAME).write_text(json.dumps(content))
+        (tmp_path / "deltas").mkdir(exist_ok=True)
+        (tmp_path / "deltas" / "a.json").write_text("{}")
+        for path in tmp_path.rglob("*"):
+            os.utime(path, (1060.0, 1060.0))
+        assert _spent(tmp_path) == seconds

@@ -58,7 +58,12 @@ def test_the_first_step_that_is_enough_is_taken_even_if_another_is_better():
     taken = decide(attempts(old=0.9, keep=0.895, scale=0.95), ALL, "accuracy", 0.01, lacks_rows=False)
     assert (taken.step, taken.flag, taken.final) == ("keep", "", True)
     assert "0.895" in taken.reason
-    assert "within 1 % of 0.9" in taken.reason
+    assert "within 1 point of 0.9" in taken.reason
+    taken = decide(attempts(old=2.0, keep=2.01), ALL, "mse", 0.01, lacks_rows=False)
+    assert "within 1 % of 2" in taken.reason
+    taken = decide(attempts(old=0.9, keep=0.5), ["keep"], "accuracy", 0.02, lacks_rows=True, lacking="no such file")
+    assert "within 2 points of 0.9" in taken.reason
+    assert "no training rows for more (no such file)" in taken.reason
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,7 @@ def test_spans_and_shares():
     for wrong in ("soon", "-3m", "0", "3d"):
         with pytest.raises(SettingsError):
             seconds_of(wrong)
-    for wrong in ("much", "120%", -0.1, float("nan")):
+    assert share_of("100%") == 1.0
+    for wrong in ("much", "120%", -0.1, float("nan"), "1", 1, 1.0):  # 1 for 1 % would let everything pass
         with pytest.raises(SettingsError):
             share_of(wrong)

@@ -57,6 +57,17 @@ def test_answers_are_found_again_at_any_batch_size_order_and_padding(labels):
     assert torch.equal(row_keys(wide)[:1], row_keys(alone))
 
 
+def test_rows_of_one_item_are_found_without_counting(monkeypatch):
+    rows = encoded()
+    cache = TeacherCache.build(ExampleBatches(rows, 3, 0), naive)
+    assert cache.one_each
+    assert not TeacherCache.build(ExampleBatches(encoded("position"), 3, 0), naive).one_each
+    # how long its result is has to be asked of a device, in every step
+    monkeypatch.setattr(torch, "repeat_interleave", None)
+    batch = rows.batch([3, 0, 1])
+    assert torch.equal(cache.of(batch), naive(batch))
+
+
 def test_padding_on_the_left_is_the_same_row():
     right = encoded().batch([0, 3])
     left = {key: right[key].flip(1) for key in ("input_ids", "attention_mask", "token_type_ids")}

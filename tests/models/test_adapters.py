@@ -445,3 +445,14 @@ def test_what_cannot_be_scaled_is_refused(make_base):
         delta.scaled(float("nan"), base.tensors(), base.anatomy)
     with pytest.raises(DeltaError, match="IA3"):
         AdapterDelta({**delta.config, "peft_type": "IA3"}, delta.tensors).scaled(0.5, base.tensors(), base.anatomy)
+    with pytest.raises(DeltaError, match="DoRA"):
+        AdapterDelta({**delta.config, "use_dora": True}, delta.tensors).scaled(0.5, base.tensors(), base.anatomy)
+
+
+def test_trained_tokens_are_not_added_whole_at_half_the_scale(make_base):
+    base = make_base()
+    delta = AdapterDelta.from_model(made_by_peft_alone(base, trainable_token_indices=[3, 7]), base.identity)
+    with pytest.raises(DeltaError, match="trained tokens") as caught:
+        delta.scaled(0.5, base.tensors(), base.anatomy)
+    assert caught.value.fix
+    assert equal_bits(delta.scaled(1.0, base.tensors(), base.anatomy).tensors, delta.tensors)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -69,6 +71,13 @@ def test_the_barrier_is_zero_for_equal_ends_and_the_rise_above_the_line_otherwis
     assert barrier([1.0, 0.5, 2.0]) == 0.0
     assert barrier([1.0, 2.0, 2.0]) == pytest.approx(0.5)
     assert barrier([1.0, 2.0]) == 0.0
+
+
+def test_a_path_whose_losses_are_not_numbers_has_no_barrier_of_zero():
+    nan, far = float("nan"), float("inf")
+    for losses in ([1.0, nan, 1.0], [1.0, 2.0, nan, 1.0], [nan, nan], [nan, 1.0, 1.0], [far, 1.0, 1.0]):
+        assert math.isnan(barrier(losses))
+    assert barrier([1.0, far, 1.0]) == far
 
 
 def test_models_that_do_not_match_are_refused_with_the_names():

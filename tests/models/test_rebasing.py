@@ -7,6 +7,7 @@ import torch
 
 from anytune import compat
 from anytune.errors import DeltaError
+from anytune.jobs.outdated import adapter_difference
 from anytune.models.adapters import AdapterDelta, merge
 from anytune.models.difference import same_bits
 from anytune.models.plain_lora import as_plain_lora, is_convertible
@@ -210,6 +211,17 @@ def test_trained_tokens_move_as_differences_and_lost_ones_are_left_out(stated, r
     assert (kept if isinstance(kept, list) else kept["word_embeddings"]) == there  # word 95 is gone
     expected = new[WORDS][there].double() + held.tensors[name][:2].double() - old[WORDS][[3, 90]].double()
     assert torch.equal(moved.tensors[name], expected.float())
+
+
+def test_trained_tokens_are_a_part_of_what_a_lora_adds(renumbered):
+    old, _, base, _ = renumbered
+    held = adapter(base, trainable_token_indices=[3, 90])
+    [name] = [name for name in held.tensors if "trainable_tokens_delta" in name]
+    added = adapter_difference(held, task_model(base)[0], base)
+    places = added[WORDS].any(dim=1).nonzero().flatten().tolist()
+    assert places == [3, 90]
+    torch.testing.assert_close(added[WORDS][[3, 90]], held.tensors[name] - old[WORDS][[3, 90]])
+    assert added[f"{QUERY}.weight"].any()
 
 
 def test_trained_tokens_that_the_config_does_not_name_are_refused(renumbered):

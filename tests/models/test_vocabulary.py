@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from anytune.models.base import load_base
 from anytune.models.delta import FullDelta
-from anytune.models.vocabulary import Rows, Words, align, changed_tables
+from anytune.models.vocabulary import Rows, Words, align, changed_tables, changed_words
 from tests.models.conftest import scatter
 from tests.models.kinds import make_kind
 
@@ -64,6 +65,30 @@ def test_a_special_token_of_another_spelling_is_the_same_word():
     words = align(old, new, 2, 2, {"[CLS]": "<s>"})
     assert words.rows.carry(values).flatten().tolist() == [7.0, 5.0]
     assert (words.shared, words.added) == (2, 0)
+
+
+def test_words_that_a_table_has_no_row_for_go_nowhere():
+    values = torch.tensor([[5.0], [7.0]])
+    for old, new in (({"a": 0, "b": 5}, {"a": 1, "b": 0}), ({"a": 0, "b": 1}, {"a": 1, "b": 9})):
+        assert align(old, new, 2, 2).rows.carry(values).flatten().tolist() == [0.0, 5.0]
+
+
+def test_a_word_of_two_roles_goes_to_one_place_and_no_place_gets_two():
+    def base(vocabulary, **roles):
+        tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary, **roles)
+        tensors = SimpleNamespace(shape=lambda _: (len(vocabulary), 1))
+        return SimpleNamespace(
+            anatomy=SimpleNamespace(word_embeddings="words"), identity=SimpleNamespace(vocabulary=repr(vocabulary)),
+            tensors=lambda: tensors, tokenizer=lambda: tokenizer, name="one",
+        )  # fmt: skip
+
+    bert = base({"[CLS]": 0, "[SEP]": 1, "a": 2, "b": 3}, cls_token="[CLS]", sep_token="[SEP]")
+    gpt = base({"a": 0, "b": 1, "<end>": 2}, cls_token="<end>", sep_token="<end>", bos_token="<end>")
+    words = changed_words(bert, gpt)
+    assert len(set(words.rows.target.tolist())) == len(words.rows.target)
+    assert words.shared == 3
+    values = torch.tensor([[5.0], [7.0], [1.0], [2.0]])
+    assert words.rows.carry(values).flatten().tolist() == [1.0, 2.0, 5.0], "the first role's"
 
 
 def test_a_longer_and_a_shorter_table_of_positions():

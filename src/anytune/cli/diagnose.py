@@ -28,8 +28,8 @@ def diagnose(
     points: Annotated[int, typer.Option(help="Points of the path, both ends included; 0 leaves it out.")] = 26,
     rows: Annotated[int, typer.Option(help="Validation rows (or texts) read, at most.")] = 256,
     tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="Loss that is put up with, as a share: 0.01 is one point.")
-    ] = 0.01,
+        str, typer.Option(metavar="SHARE", help="Loss that is put up with: '1%' is one point of a score.")
+    ] = "1%",
     text: options.Text = None,
     label: options.Label = None,
     metric: options.Metric = None,
@@ -54,10 +54,11 @@ def diagnose(
     from anytune.cli.predict import file_texts
     from anytune.engine.progress import reporter
     from anytune.jobs.diagnose import diagnose as job
+    from anytune.jobs.upgrade_steps import share_of
 
     found = job(
         old, new, delta=delta or [], task=task, texts=file_texts(texts, text) if texts else None, fresh=fresh,
-        store=store, points=points, rows=rows, tolerance=tolerance, reporter=reporter(quiet), **columns,
+        store=store, points=points, rows=rows, tolerance=share_of(tolerance), reporter=reporter(quiet), **columns,
     )  # fmt: skip
     record = found.record()
     if out is not None:

@@ -23,6 +23,10 @@ def report(
         list[str] | None,
         typer.Option(metavar="FOLDER", help="Also the grid of a job: transfer, by its folder; may be repeated."),
     ] = None,
+    recycle: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FOLDER", help="Also the grid of a job: recycle-grid, by its folder; may be repeated."),
+    ] = None,
 ) -> None:
     """Make one HTML page of a store.
 
@@ -32,4 +36,4 @@ def report(
     """
     from anytune.jobs.report import report as job
 
-    print(job(store, out, figures=figures, anytime=anytime or [], transfer=transfer or []))
+    print(job(store, out, figures=figures, anytime=anytime or [], transfer=transfer or [], recycle=recycle or []))

@@ -116,14 +116,18 @@ def print_upgrade(found: Upgrade) -> None:
         show.say(f"{len(found.outcomes) - SHOWN} more stand on the page")
     back = sum(one.flag == "" for one in found.outcomes)
     show.say(
-        f"\n{back} of {len(found.outcomes)} are within {100 * found.tolerance:.4g} % of their old score, after "
-        f"{forecasts.clock(found.seconds)}"
+        f"\n{back} of {len(found.outcomes)} are within the tolerance ({100 * found.tolerance:.4g} %) of their old "
+        f"score, after {forecasts.clock(found.seconds)}"
     )
     flagged = {one.flag for one in found.outcomes} & {"budget", "unseen", "rows"}
     if flagged & {"budget", "unseen"}:
         show.say("the budget ended: the same command with a larger --budget goes on")
     if "rows" in flagged:
         show.say("some lack training rows: the same command with --task NAME=FILE goes on")
+        wrong = [f"{one.delta}: {one.decision.reason}" for one in found.outcomes
+                 if one.flag == "rows" and one.decision and "(" in one.decision.reason]  # fmt: skip
+        for line in wrong[:SHOWN]:
+            show.say(line)
     for one in found.problems:
         show.say(f"left out: {one.delta}: {one.problem}")
     show.say(f"\npage: {found.page}\njournal: {found.journal}")

@@ -173,7 +173,8 @@ def weights_distance(
         if name == anatomy.word_embeddings and rows is not None and before.shape[1:] == after.shape[1:]:
             if before.shape != after.shape:
                 apart.append(f"{name}: {list(before.shape)} and {list(after.shape)}, compared word by word")
-            before, after = before[rows[0]], after[rows[1]]
+            held = (rows[0] < len(before)) & (rows[1] < len(after))  # a tokenizer may have more words than its model
+            before, after = before[rows[0][held]], after[rows[1][held]]
         if before.shape != after.shape:
             apart.append(f"{name}: {list(before.shape)} and {list(after.shape)}")
             continue

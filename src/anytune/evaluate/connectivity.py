@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from anytune.engine.loop import Evaluation
 from anytune.errors import DeltaError
-from anytune.evaluate.scores import higher_is_better
+from anytune.evaluate.scores import higher_is_better, number
 from anytune.models.difference import same_bits
 from anytune.models.interpolation import POINTS, barrier, check_ends, grid
 from anytune.models.soft_prompts import prompt_of
@@ -73,7 +73,7 @@ class Path:
 
     @property
     def barrier(self) -> float:
-        """How far the loss rises above the straight line between the ends' losses; at least 0."""
+        """How far the loss rises above the straight line between the ends' losses; at least 0. NaN: a loss is NaN."""
         return barrier(self.losses)
 
     @property
@@ -92,7 +92,8 @@ class Path:
     def record(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
-            "mode": self.mode, "moved": self.moved, "barrier": self.barrier, "score_barrier": self.score_barrier,
+            "mode": self.mode, "moved": self.moved, "barrier": number(self.barrier),
+            "score_barrier": number(self.score_barrier),
             "metric": self.metric, "seconds": round(self.seconds, 3), "forward_share": round(self.forward_share, 4),
             "points": [{"x": point.x, "loss": point.loss, "scores": point.scores} for point in self.points],
         }  # fmt: skip

@@ -28,6 +28,8 @@ AnyDelta = FullDelta | AdapterDelta
 Delta = TypeVar("Delta", FullDelta, AdapterDelta)
 #: The two factors of a LoRA, by the part of a tensor's name that says which it is.
 FACTORS = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B"}
+#: Settings that a LoRA's product is scaled by, its rank beside them.
+SCALINGS = ("lora_alpha", "use_rslora", "alpha_pattern")
 
 
 def random_delta(own: Delta, seed: int) -> Delta:
@@ -188,7 +190,8 @@ def _check_alike(own: AnyDelta, other: AnyDelta) -> None:
     elif isinstance(own, FullDelta) and isinstance(other, FullDelta):
         what = "their bodies differ in names or shapes" if own.body != other.body else ""
     elif isinstance(own, AdapterDelta) and isinstance(other, AdapterDelta):
-        if _kind(own) != _kind(other) or own.config.get("lora_alpha") != other.config.get("lora_alpha"):
+        if _kind(own) != _kind(other) or any((own.config.get(key) or None) != (other.config.get(key) or None)
+                                             for key in SCALINGS):  # fmt: skip
             what = "their kinds or scalings differ"
         elif {name: own.tensors[name].shape for name in _body(own)} != {
             name: other.tensors[name].shape for name in _body(other)

@@ -153,18 +153,22 @@ Reader = Callable[[Section, str, Column], Mapping[int, float | None]]
 
 
 def against(
-    found: Sequence[Section], control: str, read: Reader | None = None, *, floors: bool = True
-) -> dict[str, Against]:
+    found: Sequence[Section], control: str, read: Reader | None = None, *, floors: bool = True,
+    upgrade: str | None = None,
+) -> dict[str, Against]:  # fmt: skip
     """Every arm of some sections against ``control``, over all their columns on upgrades that changed something.
 
     Args:
         read: what is compared, by seed; by default the test score.
         floors: whether a run without a number counts with the floor; else it is left out.
+        upgrade: this one alone, even if it changed nothing.
     """
     reader: Reader = read or (lambda section, arm, column: section.scores(arm, column))
     tasks, groups, lowest = [], [], []
     for section in found:
-        for column in section.columns():
+        for column in section.columns(same=upgrade is not None):
+            if upgrade not in (None, column.upgrade):
+                continue
             arms = {arm: one for arm in section.arms if (one := reader(section, arm, column))}
             if control in arms:
                 tasks.append(arms)
@@ -213,7 +217,7 @@ class Reach:
 
 
 def reaching(found: Sequence[Section], arm: str) -> Reach:
-    """See :class:`Reach`; runs that were not trained stand at step 0."""
+    """See :class:`Reach`; runs that were not trained stand at step 0, runs that diverged never reach it."""
     steps: list[float | None] = []
     seconds: list[float | None] = []
     for section in found:
@@ -232,6 +236,9 @@ def reaching(found: Sequence[Section], arm: str) -> Reach:
                 if curve is None:
                     there = points(line, "validation")
                     if there is None:
+                        if line["failed"]:  # it never got there, and says so
+                            steps.append(None)
+                            seconds.append(None)
                         continue
                     steps.append(0.0 if there >= target else None)
                     seconds.append(0.0 if there >= target else None)
@@ -251,17 +258,20 @@ def broken(section: Section, arm: str, gold: Mapping[str, Sequence[Any]]) -> flo
     Args:
         gold: task -> gold answers of its test split; tasks whose answers are neither right nor wrong are left out.
     """
-    means = []
-    for column in section.columns():
-        before, truth = section.runs[NOTHING].get(column, {}), _flat(gold.get(column.task, ()))
-        pairs = [
-            (_flat(before[seed]["predictions"]), _flat(line["predictions"]))
-            for seed, line in section.runs[arm].get(column, {}).items() if seed in before
-        ]  # fmt: skip
-        shares = [flips(old, new, truth).negative_rate for old, new in pairs if truth and old and new]
-        if shares:
-            means.append(100 * float(np.mean(shares)))
+    means = [float(np.mean(list(shares.values())))
+             for column in section.columns() if (shares := flipped(section, arm, column, gold))]  # fmt: skip
     return float(np.mean(means)) if means else None
+
+
+def flipped(section: Section, arm: str, column: Column, gold: Mapping[str, Sequence[Any]]) -> dict[int, float]:
+    """Seed -> negative flips in points, of the seeds whose answers before and after are known; see :func:`broken`."""
+    before, truth = section.runs[NOTHING].get(column, {}), _flat(gold.get(column.task, ()))
+    found = {}
+    for seed, line in section.runs[arm].get(column, {}).items():
+        old, new = (_flat(one["predictions"]) for one in (before.get(seed, {"predictions": []}), line))
+        if truth and old and new:
+            found[seed] = 100 * flips(old, new, truth).negative_rate
+    return found
 
 
 def _flat(answers: Sequence[Any]) -> list[Any]:

@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from anytune.evaluate.compare import unit
 from anytune.evaluate.recycle_arms import NO_DELTA, Line, Section, against, areas
-from anytune.evaluate.scores import DECIDING_SEEDS, number
+from anytune.evaluate.scores import DECIDING_SEEDS, higher_is_better, number
 from anytune.evaluate.stability import MARGIN, Against, hierarchical_difference
 
 Word = Literal["confirmed", "not confirmed", "undecided"]
@@ -29,7 +30,7 @@ class Claim:
         text: what is claimed.
         measure: what it is measured by.
         mean, low, high: of the difference (of several that must hold, the smallest) or of the paths, in points.
-        n: runs.
+        n: runs (of several comparisons, of the smallest).
     """
 
     text: str
@@ -99,7 +100,7 @@ def _compared(text: str, form: str, measure: str, found: Sequence[Against | None
     outcome = "lower" if "lower" in outcomes else "higher" if outcomes == {"higher"} else "undecided"
     first = min(there, key=lambda one: one.difference.mean)
     return Claim(text, form, measure, WORDS[outcome], first.difference.mean, first.difference.low,
-                 first.difference.high, sum(one.difference.n for one in there))  # fmt: skip
+                 first.difference.high, first.difference.n)  # fmt: skip
 
 
 def connected(paths: Sequence[Line], form: str, control: str) -> list[Claim]:
@@ -131,10 +132,14 @@ def connected(paths: Sequence[Line], form: str, control: str) -> list[Claim]:
 
 
 def fall_of(line: Line) -> float | None:
-    """How far the score of a path's lowest point lies below its lower end, in points; None where none was walked."""
+    """How far the score of a path's worst point lies below its worse end, in the unit of the reader.
+
+    None where no path was walked, or a point of it has no number: what is not known is no level line.
+    """
     if line["path"] is None or line["path"]["metric"] is None:
         return None
-    scores = [number(point["scores"].get(line["path"]["metric"])) for point in line["path"]["points"]]
-    known = [score for score in scores if score is not None]
-    ends = [score for score in (scores[0], scores[-1]) if score is not None]
-    return 100 * (min(ends) - min(known)) if len(ends) == 2 else None
+    metric = line["path"]["metric"]
+    scores = [number(point["scores"].get(metric)) for point in line["path"]["points"]]
+    sign = 1 if higher_is_better(metric) else -1
+    known = [sign * score for score in scores if score is not None]
+    return unit(metric) * (min(known[0], known[-1]) - min(known)) if len(known) == len(scores) else None

@@ -146,6 +146,8 @@ def _ancestors(manifest: Manifest | None, store: Store) -> list[Entry]:
             entry = store.get(parent.id)
         except StoreError:
             break
+        if any(one.id == entry.id for one in found):
+            break  # a cycle: manifests were edited by hand
         found.append(entry)
         manifest = entry.manifest
     return found

@@ -108,13 +108,14 @@ class DeltaDiagnosis:
         """What direct reuse loses on texts like these: an interval around ``drop``, at :data:`LEVEL`.
 
         Its width is that of the share of right answers, paired text by text: with N texts, of which ``a`` turn wrong
-        and ``b`` turn right, ``(a + b - (a - b)^2 / N)^(1/2) / N`` times 1.645. None without labels.
+        and ``b`` turn right, ``(a + b - (a - b)^2 / N)^(1/2) / N`` times 1.645, and never that of less than one text:
+        that no answer of a few turned says little. None without labels.
         """
         drop, flips = self.drop, self.flips
         if drop is None or flips is None or self.metric not in SHARES:
             return None
         turned, net = flips.negative + flips.positive, flips.negative - flips.positive
-        wide = WIDTH * math.sqrt(turned - net**2 / flips.examples) / flips.examples
+        wide = WIDTH * math.sqrt(max(1.0, turned - net**2 / flips.examples)) / flips.examples
         return drop - wide, drop + wide
 
     @property

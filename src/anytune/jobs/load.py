@@ -259,7 +259,10 @@ def export(
     entry = open_delta(delta, place)
     place.verify(entry)
     if entry.manifest.form == "full" and not is_plugged_in(entry):
-        return merge(entry, out, store=place, base=base)
+        merged = merge(entry, out, store=place, base=base)
+        if sample and (entry.folder / SAMPLE_NAME).is_file():
+            shutil.copyfile(entry.folder / SAMPLE_NAME, merged / SAMPLE_NAME)
+        return merged
     if entry.manifest.form == "scores":
         load_delta(entry)  # raises: there are no weights
     final = free_place(out)

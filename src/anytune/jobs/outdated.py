@@ -68,6 +68,12 @@ class Moving:
             return None, problem
 
     @property
+    def label_names(self) -> list[str]:
+        """The labels of its head, in the order in which the task has them."""
+        names = self.entry.manifest.label_names
+        return list(names) if self.order is None else [names[row] for row in self.order]
+
+    @property
     def delta(self) -> AnyDelta:
         """The weights as they land on the new base.
 
@@ -263,7 +269,7 @@ class OutdatedInRun:
         return 0
 
     def _task_model(self, base: Base) -> Any:
-        return base.task_model(self.task.kind, self.moving.entry.manifest.label_names, seed=0)[0]
+        return base.task_model(self.task.kind, self.moving.label_names, seed=0)[0]
 
 
 def adapter_difference(delta: AdapterDelta, model: nn.Module, base: Base) -> dict[str, Tensor]:
@@ -279,7 +285,9 @@ def adapter_difference(delta: AdapterDelta, model: nn.Module, base: Base) -> dic
     tensors, anatomy = base.tensors(pretraining_head=True), base.anatomy
     wrapped = delta.attach(model, trainable=False)
     found: dict[str, Tensor] = {}
-    if delta.config.get("peft_type") == "LORA" and not delta.config.get("use_dora"):
+    products = delta.config.get("peft_type") == "LORA" and not delta.config.get("use_dora")
+    # trained tokens are no product: what they add is seen where all is merged
+    if products and not any("trainable_tokens_" in name for name in delta.tensors):
         for name, module in wrapped.get_base_model().named_modules():
             if hasattr(module, "get_delta_weight") and wrapped.active_adapter in getattr(module, "scaling", ()):
                 bare = anatomy.canonical(f"{name}.weight")

@@ -268,6 +268,7 @@ class ReportRecipe(JobRecipe):
     figures: str | None = None
     anytime: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
     transfer: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
+    recycle: Annotated[list[str], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
 JOBS: dict[str, type[JobRecipe]] = {

@@ -217,7 +217,7 @@ def _of_manifest(folder: Path) -> RecipeText:
         raise SettingsError(
             f"the manifest of '{manifest.name}' holds no recipe", why="It was not made by a job of anytune."
         )
-    writes = [key for key in PLACES_TO_WRITE if key in manifest.recipe]
+    writes = [key for key in (*PLACES_TO_WRITE, "recycle") if key in manifest.recipe]
     if writes or "jobs" in manifest.recipe:
         raise SettingsError(
             f"the recipe of '{manifest.name}' names {', '.join(writes) or 'jobs'}",
@@ -235,7 +235,12 @@ def _beside(values: Any, folder: Path) -> Any:
         return [_beside(value, folder) for value in values]
     if not isinstance(values, Mapping):
         return values
-    return {key: _beside_value(key, value, folder) for key, value in values.items()}
+    # beside a job 'recycle' names folders of grids, as 'anytime' does; in an arm of a grid it names a method
+    job = "job" in values or "jobs" in values
+    return {
+        key: _beside_value("anytime" if job and key == "recycle" else key, value, folder)
+        for key, value in values.items()
+    }
 
 
 def _beside_value(key: str, value: Any, folder: Path) -> Any:

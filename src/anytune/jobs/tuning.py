@@ -163,6 +163,10 @@ class TuningPlan:
             if prompts:
                 decides[key] = [one.decides for one in prompts]
                 names[key] = ", ".join(one.entry.name for one in prompts)
+        if self.outdated is not None:
+            known, read_by = self.outdated.entry.manifest.base.vocabulary, self.outdated.old.identity.vocabulary
+            if known and read_by != known:  # another base of the same weights: the old model reads other words
+                decides["old_vocabulary"] = read_by
         if self.projection is not None:
             decides["projection"] = self.projection.entry.manifest.id
             names["projection"] = self.projection.entry.name

@@ -21,13 +21,21 @@ from anytune.engine.fanout import Unit, check_fan_out, run_units, worker_count
 from anytune.engine.progress import Reporter, Silent
 from anytune.errors import AnytuneError, SettingsError, StoreError, unknown
 from anytune.jobs.forecast import unwritten
-from anytune.jobs.opening import open_base, open_store
+from anytune.jobs.opening import open_base, open_domain, open_store
 from anytune.jobs.resuming import RUN_NAME
 from anytune.jobs.tune import Source
-from anytune.jobs.upgrade_choices import climb_of, decision_of, store_choice, stored_choices
+from anytune.jobs.upgrade_choices import (
+    climb_of,
+    decision_of,
+    is_final,
+    remove_superseded,
+    store_choice,
+    stored_choices,
+    wanted_of,
+)
 from anytune.jobs.upgrade_results import Outcome, Upgrade, shelf_of, told_by
-from anytune.jobs.upgrade_runs import Bench, score_shelf, steps_for, train_step
-from anytune.jobs.upgrade_shelf import Shelf
+from anytune.jobs.upgrade_runs import Bench, score_shelf, steps_for, told, train_step
+from anytune.jobs.upgrade_shelf import FOUND, Shelf
 from anytune.jobs.upgrade_steps import BY_NAME, STEPS, next_step, seconds_of, share_of
 from anytune.manifests import run_key, write_atomic
 from anytune.models.base import Base
@@ -85,6 +93,10 @@ def upgrade(
     before, after = open_base(old, place), open_base(new, place)
     check_bases(before, after, workers, old, new)
     entries, broken = shelf_of(place, before, deltas)
+    if deltas is None and not broken:
+        check_tasks(tasks or {}, entries)
+    if unlabelled is not None:
+        open_domain(unlabelled, heldout_fraction=0.0)  # refused before anything is computed
     key = upgrade_key(before, after, share, steps)
     if dry_run:
         from anytune.jobs.upgrade_forecast import forecast_upgrade
@@ -98,9 +110,10 @@ def upgrade(
     with place.at_work(key, lambda _: _busy(title)) as work:
         _describe(work, key, title, share, before, after)
         earlier = _spent(work)
+        write_atomic(work / SPENT_NAME, json.dumps({"seconds": earlier, "since": began}).encode())
         shelf = Shelf(
             place=place.folder.resolve(), old=before, new=after, work=work.resolve(), tolerance=share,
-            tasks=dict(tasks or {}), unlabelled=unlabelled,
+            tasks=dict(tasks or {}), unlabelled=unlabelled, steps=steps,
             deadline=None if limit is None else began + limit - earlier,
         )  # fmt: skip
         sent = replace(shelf, old=old, new=new)
@@ -113,13 +126,17 @@ def upgrade(
             write_atomic(work / SPENT_NAME, json.dumps({"seconds": round(seconds, 3)}).encode())
         outcomes = [*climbing.outcomes(), *broken]
         journal = folder / JOURNAL_NAME
-        lines = "".join(json.dumps(one.record(), ensure_ascii=False) + "\n" for one in outcomes)
-        write_atomic(journal, lines.encode())
+        records = [one.record() for one in outcomes]
+        if deltas is not None:
+            records = [*_other_records(journal, records), *records]
+        write_atomic(journal, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records).encode())
         result = Upgrade(before.name, after.name, share, outcomes, journal, folder / PAGE_NAME, round(seconds, 3))
         from anytune.report.upgrade_page import write_page
 
-        write_page(result.page, before.name, after.name, share, [one.record() for one in outcomes], seconds)
-        if all(one.problem is not None or (one.decision is not None and one.decision.final) for one in outcomes):
+        write_page(result.page, before.name, after.name, share, records, seconds)
+        if not climbing.failed and not _holds_others(work, entries) and all(
+            one.problem is not None or (one.decision is not None and one.decision.final) for one in outcomes
+        ):  # fmt: skip
             place.end_work(key)
     return result
 
@@ -171,12 +188,15 @@ class _Climb:
     ) -> None:
         self.shelf, self.entries, self.key, self.only, self.crew = shelf, entries, key, only, crew
         self.made: dict[str, Entry] = stored_choices(shelf, key)
-        self.done = {id_ for id_, entry in self.made.items() if _is_final(entry)}
+        self.done = {id_ for id_, entry in self.made.items() if is_final(entry)}
         self.failed: dict[str, str] = {}
 
     def run(self) -> None:
         """All steps."""
+        remove_superseded(self.shelf, self.key)
         going = [entry for entry in self.entries if entry.id not in self.done]
+        for entry in going:
+            self.shelf.look_again(entry)
         self.crew.score([entry.reference for entry in going])
         self.settle(going, last=False)
         for step in (step.name for step in STEPS if step.share):
@@ -192,7 +212,7 @@ class _Climb:
         if decision is None or entry.manifest.task is None:
             return None
         climb = climb_of(self.shelf, entry, found, self.only)
-        return next_step(found.attempts, climb, decision.goal, entry.manifest.task.metric)
+        return next_step(wanted_of(found, self.only), climb, decision.goal, entry.manifest.task.metric)
 
     def settle(self, entries: Sequence[Entry], *, last: bool) -> None:
         """Store what is decided; at the end also the best of what is not."""
@@ -206,7 +226,7 @@ class _Climb:
             try:
                 made = store_choice(self.shelf, bench, entry, found, decision, self.key, self.made.get(entry.id))
             except AnytuneError as problem:
-                self.failed[entry.id] = problem.what
+                self.failed[entry.id] = told(problem)
                 continue
             if made is not None:
                 self.made[entry.id] = made
@@ -232,14 +252,11 @@ class _Climb:
         return replace(known, decision=decision_of(self.shelf, entry, found, self.only))
 
 
-def _is_final(entry: Entry) -> bool:
-    return (entry.manifest.decision or {}).get("flag") in ("", "short")
-
-
 def upgrade_key(old: Base, new: Base, tolerance: float, steps: Collection[str] | None = None) -> str:
     """What an upgrade is found again by."""
     return run_key(
-        job="upgrade", old=old.identity.backbone, new=[new.identity.backbone, new.identity.vocabulary],
+        job="upgrade", old=[old.identity.backbone, old.identity.vocabulary],
+        new=[new.identity.backbone, new.identity.vocabulary],
         tolerance=tolerance, **({} if steps is None else {"steps": sorted(steps)}),
     )  # fmt: skip
 
@@ -249,6 +266,21 @@ def check_steps(steps: Collection[str] | None) -> None:
     for step in steps or ():
         if step not in BY_NAME:
             raise unknown("step of an upgrade", step, BY_NAME, SettingsError)
+
+
+def check_tasks(tasks: Collection[str], entries: Sequence[Entry]) -> None:
+    """Refuse data of tasks and deltas that are not on the shelf (SettingsError)."""
+    known = {one for entry in entries for one in (entry.reference, entry.name)}
+    known |= {entry.manifest.task.name for entry in entries if entry.manifest.task}
+    for name in tasks:
+        if name not in known:
+            raise unknown("task or delta of this shelf", name, sorted(known), SettingsError)
+
+
+def _holds_others(work: Path, entries: Sequence[Entry]) -> bool:
+    """Whether the work folder knows of deltas that this call was not asked about."""
+    ours = {entry.id[:32] or entry.reference for entry in entries}
+    return any(path.stem not in ours for path in (work / FOUND).glob("*.json"))
 
 
 def check_bases(old: Base, new: Base, workers: int | None, *given: Any) -> None:
@@ -268,6 +300,16 @@ def _busy(title: str) -> None:
     raise StoreError(f"{title}: another process is at work on it", why="Both would do the same.", fix="wait for it")
 
 
+def _other_records(journal: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What earlier calls wrote down of deltas that this one was not asked about."""
+    ours = {one["delta"] for one in records}
+    try:
+        found = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+        return [one for one in found if one["delta"] not in ours]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def _describe(work: Path, key: str, title: str, share: float, old: Base, new: Base) -> None:
     content = {"key": key, "title": title, "settings": {"job": "upgrade", "base": new.name, "from": old.name,
                                                         "tolerance": share}}  # fmt: skip
@@ -275,7 +317,13 @@ def _describe(work: Path, key: str, title: str, share: float, old: Base, new: Ba
 
 
 def _spent(work: Path) -> float:
+    """Seconds of earlier calls; one that was killed lasted at least until it last wrote something."""
     try:
-        return float(json.loads((work / SPENT_NAME).read_text())["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        content = json.loads((work / SPENT_NAME).read_text())
+        seconds, since = float(content["seconds"]), content.get("since")
+        if since is None:
+            return seconds
+        last = max(path.lstat().st_mtime for path in work.rglob("*"))
+        return seconds + max(0.0, last - float(since))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0.0

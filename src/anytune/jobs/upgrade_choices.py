@@ -13,7 +13,7 @@ from anytune.jobs.moving import moved
 from anytune.jobs.tuning import PREDICTIONS_NAME, AnyDelta
 from anytune.jobs.upgrade_runs import Bench, scaled, step_seconds, tuned_steps
 from anytune.jobs.upgrade_shelf import Found, Shelf
-from anytune.jobs.upgrade_steps import BY_NAME, Decision, decide, ladder
+from anytune.jobs.upgrade_steps import BY_NAME, Attempt, Decision, decide, ladder
 from anytune.manifests import METRICS_NAME, SAMPLE_NAME, Manifest, MethodRecord, Parent, run_key
 from anytune.models.adapters import AdapterDelta
 from anytune.models.probe import make_probe
@@ -27,9 +27,19 @@ ARM = "upgrade"
 def climb_of(shelf: Shelf, entry: Entry, found: Found, only: Collection[str] | None) -> list[str]:
     """The steps that a delta may climb."""
     return ladder(
-        rows=shelf.source(entry) is not None, texts=shelf.unlabelled is not None, fits=found.fits,
+        rows=has_rows(shelf, entry, found), texts=shelf.unlabelled is not None, fits=found.fits,
         scales=found.scales, only=only,
     )  # fmt: skip
+
+
+def has_rows(shelf: Shelf, entry: Entry, found: Found) -> bool:
+    """Whether there are training rows, as far as anybody has looked."""
+    return shelf.source(entry) is not None and found.lacking is None
+
+
+def wanted_of(found: Found, only: Collection[str] | None) -> list[Attempt]:
+    """What was tried of the steps that are wanted; ``keep`` is scored in any case."""
+    return [one for one in found.attempts if only is None or one.step == "old" or one.step in only]
 
 
 def decision_of(shelf: Shelf, entry: Entry, found: Found, only: Collection[str] | None) -> Decision | None:
@@ -38,18 +48,39 @@ def decision_of(shelf: Shelf, entry: Entry, found: Found, only: Collection[str] 
         return None
     climb = climb_of(shelf, entry, found, only)
     wanted = {name for name, step in BY_NAME.items() if step.rows and (only is None or name in only)}
-    lacks = shelf.source(entry) is None and bool(wanted)
-    return decide(found.attempts, climb, entry.manifest.task.metric, shelf.tolerance, lacks_rows=lacks)
+    lacks = bool(wanted) and not has_rows(shelf, entry, found)
+    return decide(
+        wanted_of(found, only), climb, entry.manifest.task.metric, shelf.tolerance, lacks_rows=lacks,
+        lacking=found.lacking,
+    )  # fmt: skip
 
 
 def stored_choices(shelf: Shelf, key: str) -> dict[str, Entry]:
     """What earlier calls of the same upgrade stored: id of the outdated delta -> artefact."""
-    found = {}
+    return {id_: entries[-1] for id_, entries in _choices(shelf, key).items()}
+
+
+def remove_superseded(shelf: Shelf, key: str) -> None:
+    """Remove choices that a better one took the place of, where the upgrade was killed between the two."""
+    for entries in _choices(shelf, key).values():
+        for entry in entries[:-1]:
+            shelf.store.remove(entry, force=True)
+
+
+def is_final(entry: Entry) -> bool:
+    """Whether a stored choice is one that the same command would not change."""
+    return (entry.manifest.decision or {}).get("flag") in ("", "short")
+
+
+def _choices(shelf: Shelf, key: str) -> dict[str, list[Entry]]:
+    """Id of the outdated delta -> what is stored for it, what counts last."""
+    found: dict[str, list[Entry]] = {}
     for entry in shelf.store.find("delta", base=shelf.new_base.identity):
         decision = entry.manifest.decision or {}
         if decision.get("upgrade") == key and isinstance(decision.get("delta"), str):
-            found[decision["delta"]] = entry
-    return found
+            found.setdefault(decision["delta"], []).append(entry)
+    # a run is as old as its training: by age alone, what it took the place of might count
+    return {id_: sorted(entries, key=is_final) for id_, entries in found.items()}
 
 
 def store_choice(
@@ -73,6 +104,8 @@ def store_choice(
     )  # fmt: skip
     if earlier is not None and earlier.id != made.id:
         shelf.store.remove(earlier, force=True)
+    elif earlier is not None:  # the same weights, and more is known of them: all steps tried, another flag
+        made = shelf.store.update(earlier, decision=record)
     return made
 
 
@@ -108,7 +141,9 @@ def _trained(shelf: Shelf, entry: Entry, found: Found, decision: Decision, recor
     run = runs[-1]
     manifest = run.manifest.model_copy(deep=True)
     manifest.decision, manifest.tags = record, _tags(entry)
-    if shelf.source(entry) is None:
+    # two upgrades, or two deltas tuned alike, may come to the same run: each has an artefact of its own
+    manifest.run = run_key(job="upgrade", upgrade=record["upgrade"], delta=entry.id, run=run.manifest.run)
+    if not attempt.settings.get("labels", True):
         manifest.scores.pop("test", None)  # there were no test rows: others stood in for them
     sample = _has_sample(entry)
 

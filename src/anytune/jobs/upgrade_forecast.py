@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from anytune.errors import AnytuneError
-from anytune.jobs.upgrade_choices import stored_choices
+from anytune.jobs.upgrade_choices import is_final, stored_choices
 from anytune.jobs.upgrade_results import Outcome
 from anytune.jobs.upgrade_runs import Bench, seconds_for, told
 from anytune.jobs.upgrade_shelf import Shelf
@@ -75,7 +75,7 @@ def forecast_upgrade(
         manifest = entry.manifest
         known: dict[str, Any] = {"delta": entry.reference, "task": manifest.task.name if manifest.task else "",
                  "method": "+".join(one.name.rpartition("/")[2] for one in manifest.methods)}  # fmt: skip
-        if entry.id in made:
+        if entry.id in made and is_final(made[entry.id]):
             found.append(Awaited(**known, state="stored"))
             continue
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from anytune.errors import StoreError
 from anytune.jobs.opening import open_delta
 from anytune.jobs.tune import Source
+from anytune.jobs.upgrade_runs import without_folders
 from anytune.jobs.upgrade_steps import Attempt, Decision
 from anytune.models.base import Base
 from anytune.store import Entry, Store
@@ -99,6 +100,12 @@ def told_by(record: Mapping[str, Any]) -> dict[str, Any]:
     return {"decision": Decision(**{name: record[name] for name in fields}), "attempts": attempts}
 
 
+def reads_otherwise(entry: Entry, base: Base) -> bool:
+    """Whether a delta of these weights was tuned with another tokenizer: then it is another base's."""
+    own = entry.manifest.base.vocabulary
+    return bool(own) and bool(base.identity.vocabulary) and own != base.identity.vocabulary
+
+
 def shelf_of(
     store: Store, base: Base, deltas: Sequence[Entry | Source] | None = None
 ) -> tuple[list[Entry], list[Outcome]]:
@@ -110,19 +117,32 @@ def shelf_of(
     broken: list[Outcome] = []
     if deltas is None:
         found = [entry for entry in store.find("delta", base=base.identity)
-                 if entry.manifest.form in ("full", "peft") and not entry.manifest.failed]  # fmt: skip
+                 if entry.manifest.form in ("full", "peft") and not entry.manifest.failed
+                 and not reads_otherwise(entry, base)]  # fmt: skip
         folder = store.folder / "deltas"
         listed = {entry.folder for entry in store.find("delta")}
-        broken = [Outcome(delta=path.name, problem=reason) for path, reason in store.problems()
+        broken = [Outcome(delta=path.name, problem=without_folders(reason)) for path, reason in store.problems()
                   if path.parent == folder and path not in listed and not reason.startswith("a copy of")]  # fmt: skip
     else:
         found = [open_delta(one, store) for one in deltas]
         for entry in found:
+            if entry.folder.resolve().parent != (store.folder / "deltas").resolve():
+                raise StoreError(
+                    f"'{entry.reference}' is not in the store {store.folder}",
+                    why="What becomes of it is stored beside it.",
+                    fix=f"anytune upgrade {entry.folder.parent.parent} --delta {entry.reference} ...",
+                )
             if entry.manifest.base.backbone != base.identity.backbone:
                 raise StoreError(
                     f"'{entry.reference}' belongs to {entry.manifest.base.short}, not to {base.identity.short}",
                     why="An upgrade takes the deltas of one base to another.",
                     fix=f"--from {entry.manifest.base.name}",
+                )
+            if reads_otherwise(entry, base):
+                raise StoreError(
+                    f"'{entry.reference}' was tuned with another tokenizer than {base.identity.short} has",
+                    why="The weights of the two bases are the same, and the token ids mean other words.",
+                    fix="--from the base with the delta's own tokenizer",
                 )
     if not found and not broken:
         raise StoreError(

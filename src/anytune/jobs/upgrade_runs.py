@@ -20,7 +20,7 @@ from anytune.jobs.resident import Resident
 from anytune.jobs.scoring import Scorer
 from anytune.jobs.tune import tune
 from anytune.jobs.tuning import AnyDelta, load_delta
-from anytune.jobs.upgrade_shelf import Found, Shelf
+from anytune.jobs.upgrade_shelf import Found, Shelf, rows_hash
 from anytune.jobs.upgrade_steps import BY_NAME, Attempt, best_coefficient, goal_of, reaches, worth
 from anytune.methods import registry
 from anytune.models.adapters import AdapterDelta
@@ -32,7 +32,15 @@ from anytune.store import Entry
 USUAL_STEPS = 200
 #: Evaluations of a training step: it ends at the first that is back within the tolerance.
 LOOKS = 10
-_FOLDERS = re.compile(r"(?<![\w.])/(?:[^/\s'\"]+/)+")
+#: What bad weights or files raise where nothing foresaw them; a full disk (OSError) is no fault of a delta.
+BROKEN = (AnytuneError, RuntimeError, ValueError, LookupError, TypeError, AttributeError)
+_FOLDERS = re.compile(
+    r"(?<![\w.:/])(?:(?:file:/*|~)?/(?:[^/\s'\"]+/)*|[A-Za-z]:[\\/](?:[^\\/\s'\"]+[\\/])*)(?=[^/\\\s'\"])"
+)
+
+
+class NoAnswerError(DeltaError):
+    """Weights answer with NaN on a base: no score can be made of that."""
 
 
 def score_shelf(*, shelf: Shelf, references: Sequence[str], reporter: Reporter | None = None) -> None:
@@ -55,7 +63,7 @@ def score_shelf(*, shelf: Shelf, references: Sequence[str], reporter: Reporter |
                 score(bench, entry, found)
             except InterruptedRunError:
                 raise
-            except (AnytuneError, RuntimeError, ValueError, IndexError) as problem:
+            except BROKEN as problem:
                 found.problem = told(problem)
                 reporter.say(f"{reference}: {found.problem}; the others go on")
             shelf.note(entry, found)
@@ -107,7 +115,7 @@ class Bench:
         with self.resident(base).holding(delta, *_kind(entry)) as model:
             found, _ = scorer(model)
         if not found.scores or found.loss is None or found.loss != found.loss:
-            raise DeltaError(
+            raise NoAnswerError(
                 f"'{entry.reference}' answers with NaN on {base.name}", why="No score can be made of that."
             )
         return dict(found.scores), time.perf_counter() - began
@@ -126,6 +134,7 @@ class Bench:
 def _on_old(bench: Bench, entry: Entry, found: Found) -> None:
     shelf, sample = bench.shelf, bench.shelf.sample(entry)
     scores, seconds = bench.score(shelf.old_base, bench.own(entry), entry, sample)
+    found.rows = rows_hash(sample)
     found.attempts.append(_scored("old", sample.metric, scores, seconds))
 
 
@@ -136,20 +145,24 @@ def _on_new(bench: Bench, entry: Entry, found: Found) -> None:
     assert old is not None
     assert old.score is not None
     goal = goal_of(old.score, metric, shelf.tolerance)
+    own = bench.own(entry)
     try:
-        delta = moved(entry, shelf.old_base, shelf.new_base, bench.own(entry))
+        delta = moved(entry, shelf.old_base, shelf.new_base, own)
     except AnytuneError as problem:
         found.fits = False
         found.attempts.append(Attempt("keep", None, 0.0, problem=told(problem)))
         return
     kept = found.attempt("keep")
     if kept is None:
-        scores, seconds = bench.score(shelf.new_base, delta, entry, sample)
-        kept = _scored("keep", metric, scores, seconds)
+        try:
+            scores, seconds = bench.score(shelf.new_base, delta, entry, sample)
+            kept = _scored("keep", metric, scores, seconds)
+        except NoAnswerError as problem:  # less of it, or training, may do
+            kept = Attempt("keep", None, 0.0, problem=told(problem))
         found.attempts.append(kept)
         found.scales = scales(delta)
         shelf.note(entry, found)
-    if reaches(kept.score, goal, metric) or not found.scales or shelf.time_is_up():
+    if reaches(kept.score, goal, metric) or not _may_scale(found, shelf) or shelf.time_is_up():
         return
     tried: dict[float, Mapping[str, float | None]] = {1.0: kept.scores}
     spent = 0.0
@@ -157,12 +170,18 @@ def _on_new(bench: Bench, entry: Entry, found: Found) -> None:
     def value(coefficient: float) -> float:
         nonlocal spent
         part = scaled(delta, coefficient, shelf.new_base)
-        tried[coefficient], seconds = bench.score(shelf.new_base, part, entry, sample)
+        try:
+            tried[coefficient], seconds = bench.score(shelf.new_base, part, entry, sample)
+        except NoAnswerError:
+            tried[coefficient], seconds = {metric: None}, 0.0
         spent += seconds
         return worth(tried[coefficient][metric], metric)
 
     best = best_coefficient(value, worth(kept.score, metric), worth(goal, metric))
-    settings = {"coefficient": best, "tried": {f"{one:g}": scores[metric] for one, scores in sorted(tried.items())}}
+    settings = {
+        "coefficient": best,
+        "tried": {f"{one:g}": scores.get(metric) for one, scores in sorted(tried.items())},
+    }
     found.attempts.append(_scored("scale", metric, tried[best], spent, settings))
 
 
@@ -179,7 +198,11 @@ def _new_is_done(found: Found, entry: Entry, shelf: Shelf) -> bool:
     assert entry.manifest.task is not None
     metric = entry.manifest.task.metric
     back = reaches(kept.score, goal_of(old.score, metric, shelf.tolerance), metric)
-    return back or not found.scales or found.attempt("scale") is not None
+    return back or not _may_scale(found, shelf) or found.attempt("scale") is not None
+
+
+def _may_scale(found: Found, shelf: Shelf) -> bool:
+    return found.scales and (shelf.steps is None or "scale" in shelf.steps)
 
 
 def scales(delta: AnyDelta) -> bool:
@@ -210,8 +233,14 @@ def refuse_broken(delta: AnyDelta, reference: str) -> None:
 
 def told(problem: Exception) -> str:
     """What is wrong, without the folders of this machine."""
-    said = problem.what if isinstance(problem, AnytuneError) else f"{type(problem).__name__}: {problem}"
-    return _FOLDERS.sub("", said.partition("\n")[0])
+    return without_folders(
+        problem.what if isinstance(problem, AnytuneError) else f"{type(problem).__name__}: {problem}"
+    )
+
+
+def without_folders(text: str) -> str:
+    """The first line of a text, of paths the last name alone."""
+    return _FOLDERS.sub("", text.partition("\n")[0])
 
 
 def _kind(entry: Entry) -> tuple[Any, list[str]]:
@@ -227,7 +256,7 @@ def _scored(
     seconds: float,
     settings: Mapping[str, Any] | None = None,
 ) -> Attempt:
-    return Attempt(step, scores[metric], round(seconds, 3), scores, settings or {})
+    return Attempt(step, scores.get(metric), round(seconds, 3), scores, settings or {})
 
 
 # ---------------------------------------------------------------------- training
@@ -241,21 +270,39 @@ def train_step(*, shelf: Shelf, reference: str, step: str, reporter: Reporter | 
         return
     began = time.perf_counter()
     try:
-        attempt = _trained(shelf, entry, found, step, reporter or Silent())
+        sample = shelf.sample(entry)
+    except AnytuneError as problem:
+        found.problem = told(problem)
+        shelf.note(entry, found)
+        return
+    try:
+        task = None if found.lacking else shelf.training_task(entry, sample)
+    except AnytuneError as problem:  # not tried: with its rows the step may do
+        found.lacking, task = told(problem), None
+        shelf.note(entry, found)
+        reporter = reporter or Silent()
+        reporter.say(f"{reference}: no training rows: {found.lacking}")
+        if BY_NAME[step].rows or shelf.unlabelled is None:
+            return
+    try:
+        attempt = _trained(shelf, entry, found, step, sample, task, reporter or Silent())
     except InterruptedRunError:
         raise
-    except AnytuneError as problem:
+    except BROKEN as problem:
+        if isinstance(problem.__cause__, OSError):
+            raise
         attempt = Attempt(step, None, round(time.perf_counter() - began, 3), problem=told(problem))
     found.attempts.append(attempt)
     shelf.note(entry, found)
 
 
-def _trained(shelf: Shelf, entry: Entry, found: Found, step: str, reporter: Reporter) -> Attempt:
-    sample, old = shelf.sample(entry), found.attempt("old")
+def _trained(
+    shelf: Shelf, entry: Entry, found: Found, step: str, sample: Task, task: Task | None, reporter: Reporter
+) -> Attempt:  # fmt: skip
+    old = found.attempt("old")
     assert old is not None
     assert old.score is not None
     began = time.perf_counter()
-    task = shelf.training_task(entry, sample)
     texts_alone = task is None
     if task is None:  # only what needs no labels comes here; the rows stand in for splits that are not read
         task = sample.with_rows(train=sample.validation, test=sample.validation)
@@ -272,7 +319,7 @@ def _trained(shelf: Shelf, entry: Entry, found: Found, step: str, reporter: Repo
         )[0]  # fmt: skip
     else:
         if shelf.unlabelled is not None and texts_alone:
-            shared["unlabelled"] = shelf.unlabelled
+            shared["unlabelled"] = shelf.texts_beside(sample)
         method: Any = {"name": step, "alpha": 1.0, "label_free": True} if texts_alone else step
         made = recycle(
             entry, shelf.new_base, old_base=shelf.old_base, method=method, task=task, training=training, **shared
@@ -281,6 +328,8 @@ def _trained(shelf: Shelf, entry: Entry, found: Found, step: str, reporter: Repo
     if manifest.failed:
         raise DeltaError(manifest.failed)
     settings = {"steps": manifest.steps, "of": count, "run": manifest.run}
+    if texts_alone:
+        settings["labels"] = False
     return Attempt(
         step, made.score(), round(time.perf_counter() - began, 3), dict(manifest.scores["validation"]), settings
     )

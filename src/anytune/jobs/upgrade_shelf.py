@@ -7,9 +7,10 @@ same command goes on behind the last step that ended.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from anytune.data.tasks import Task
-from anytune.errors import DataError, StoreError
-from anytune.jobs.opening import open_base, open_store, open_task
+from anytune.errors import AnytuneError, DataError, StoreError
+from anytune.jobs.opening import open_base, open_domain, open_store, open_task
 from anytune.jobs.recycle import check_labels, known_columns
 from anytune.jobs.stored_sample import bare_task, chosen_rows, read_sample
 from anytune.jobs.upgrade_steps import Attempt
@@ -40,12 +41,16 @@ class Found:
         fits: its weights can be put onto the new base.
         scales: its difference can be multiplied.
         problem: why nothing can be done with it.
+        rows: hash of the held-out rows that it was scored on.
+        lacking: why the training rows that somebody named cannot be had.
     """
 
     attempts: list[Attempt] = field(default_factory=list)
     fits: bool = True
     scales: bool = False
     problem: str | None = None
+    rows: str = ""
+    lacking: str | None = None
 
     def attempt(self, step: str) -> Attempt | None:
         """What came of a step."""
@@ -63,6 +68,7 @@ class Shelf:
         tolerance: the part of a score that may be lost.
         tasks: a task's or a delta's name -> its data.
         unlabelled: texts without labels.
+        steps: the steps that are wanted; None for all.
         deadline: seconds since 1970 at which nothing more is begun, or None.
     """
 
@@ -73,6 +79,7 @@ class Shelf:
     tolerance: float
     tasks: Mapping[str, Any] = field(default_factory=dict)
     unlabelled: Any = None
+    steps: Collection[str] | None = None
     deadline: float | None = None
 
     @cached_property
@@ -111,14 +118,30 @@ class Shelf:
         with suppress(OSError, ValueError, TypeError, KeyError):
             content = json.loads(path.read_text(encoding="utf-8"))
             attempts = [Attempt(**{"score": None, **one}) for one in content["attempts"]]
-            return Found(attempts, content.get("fits", True), content.get("scales", False), content.get("problem"))
+            return Found(attempts, content.get("fits", True), content.get("scales", False), content.get("problem"),
+                         content.get("rows", ""), content.get("lacking"))  # fmt: skip
         return Found()
 
     def note(self, entry: Entry, found: Found) -> None:
         """Write it down."""
         content = {"attempts": [one.record() for one in found.attempts], "fits": found.fits, "scales": found.scales,
-                   "problem": found.problem}  # fmt: skip
+                   "problem": found.problem, "rows": found.rows, "lacking": found.lacking}  # fmt: skip
         write_atomic(self._path(entry), json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+    def look_again(self, entry: Entry) -> None:
+        """Forget what may be otherwise by now: files that could not be read, and scores on other held-out rows."""
+        found = self.found(entry)
+        if found.attempts and self._rows_changed(entry, found):
+            self.note(entry, Found())
+        elif found.problem is not None or found.lacking is not None:
+            found.problem = found.lacking = None
+            self.note(entry, found)
+
+    def _rows_changed(self, entry: Entry, found: Found) -> bool:
+        try:
+            return bool(found.rows) and rows_hash(self.sample(entry)) != found.rows
+        except AnytuneError:
+            return False  # scored on rows that are gone: the scores stand
 
     def _path(self, entry: Entry) -> Path:
         return self.work / FOUND / f"{entry.id[:32] or entry.reference}.json"
@@ -170,3 +193,18 @@ class Shelf:
         if not train:
             raise DataError(f"every training row of '{data.name}' is one of the held-out rows of '{entry.reference}'")
         return data.with_rows(train=train, validation=sample.validation)
+
+    def texts_beside(self, sample: Task) -> Any:
+        """The texts without labels, less those among the held-out rows that decide."""
+        texts = open_domain(self.unlabelled, heldout_fraction=0.0).texts
+        held = {row.text.strip() for row in sample.validation}
+        kept = [text for text in texts if text.strip() not in held]
+        return self.unlabelled if len(kept) == len(texts) else kept
+
+
+def rows_hash(sample: Task) -> str:
+    """SHA-256 over the rows that decide, with their labels."""
+    state = hashlib.sha256()
+    for row in sample.validation:
+        state.update(repr((row.text, row.text_pair, row.label, row.words)).encode("utf-8", "surrogatepass"))
+    return state.hexdigest()

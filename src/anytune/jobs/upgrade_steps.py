@@ -164,20 +164,22 @@ def next_step(attempts: Sequence[Attempt], climb: Sequence[str], goal: float, me
 
 
 def decide(
-    attempts: Sequence[Attempt], climb: Sequence[str], metric: str, tolerance: float, *, lacks_rows: bool
-) -> Decision:
+    attempts: Sequence[Attempt], climb: Sequence[str], metric: str, tolerance: float, *, lacks_rows: bool,
+    lacking: str | None = None,
+) -> Decision:  # fmt: skip
     """What to take of what was tried.
 
     Args:
         attempts: with the one called "old".
         climb: the steps that this delta may climb.
         lacks_rows: steps are missing from ``climb`` because there are no training rows.
+        lacking: why they cannot be had, where somebody named them.
     """
     old = next(attempt.score for attempt in attempts if attempt.step == "old")
     assert old is not None
     goal = goal_of(old, metric, tolerance)
     tried = [attempt for attempt in attempts if attempt.step != "old"]
-    allowed = f"within {share_text(tolerance)} of {old:.4g} on the old base"
+    allowed = f"within {allowance(tolerance, metric)} of {old:.4g} on the old base"
     for attempt in tried:
         if reaches(attempt.score, goal, metric):
             said = f"{attempt.step} scores {attempt.score:.4g}, {allowed}"
@@ -186,7 +188,7 @@ def decide(
     flag = "budget" if left else "rows" if lacks_rows else "short"
     why = {
         "budget": f"the budget ended before {left[0] if left else ''}",
-        "rows": "there are no training rows for more",
+        "rows": "there are no training rows for more" + (f" ({lacking})" if lacking else ""),
         "short": "nothing is left to try",
     }[flag]
     best = max(tried, key=lambda attempt: worth(attempt.score, metric), default=None)
@@ -239,12 +241,25 @@ def share_of(text: str | float) -> float:
         value /= 100
     if not 0 <= value <= 1:
         raise SettingsError(f"tolerance = {text}", why="It is the part of a score that may be lost.", fix="1%")
+    if value == 1 and not (isinstance(text, str) and text.strip().endswith("%")):
+        raise SettingsError(
+            f"tolerance = {text}", why="That is all of a score: every delta would count as brought back.",
+            fix="1%   (or 100%, if all of it is meant)",
+        )  # fmt: skip
     return value
 
 
 def share_text(share: float) -> str:
     """``0.01`` as ``1 %``."""
     return f"{100 * share:.4g} %"
+
+
+def allowance(share: float, metric: str) -> str:
+    """What may be lost of a metric: points of a score, a share of an error."""
+    if not METRICS[metric].higher_is_better:
+        return share_text(share)
+    points = f"{100 * share:.4g}"
+    return f"{points} point" + ("" if points == "1" else "s")
 
 
 def seconds_of(text: str | float | None) -> float | None:

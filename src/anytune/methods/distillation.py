@@ -92,6 +92,7 @@ def patience(student: Sequence[Tensor], teacher: Sequence[Tensor], weights: Tens
             raise MethodError(
                 f"hidden states {list(mine.shape)} against {list(other.shape)}",
                 why="Without a projection, widths must agree.",
+                fix="projection=true, or beta=0   (answers alone)",
             )
         if weights is None:
             total = total + functional.mse_loss(upcast(mine), upcast(other.detach()))

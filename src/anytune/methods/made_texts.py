@@ -151,7 +151,9 @@ def look_real(real: Tensor, made: Tensor, strength: float = 1.0) -> Tensor:
     """
     if min(len(real), len(made)) < 2:
         raise MethodError(
-            f"{len(real)} real and {len(made)} made texts", why="A probe needs two of each.", fix="filter=false"
+            f"{len(real)} real and {len(made)} made texts",
+            why="A probe that tells them apart needs two of each.",
+            fix="--set keep=1   (no probe), or more seed texts",
         )
     rows = torch.cat([real, made]).double()
     rows = (rows - rows.mean(dim=0)) / rows.std(dim=0).clamp(min=1e-9)

@@ -72,7 +72,11 @@ def layer_pairs(student: int, teacher: int, how: LayerMap, last: bool = True) ->
         pairs = [(mine, theirs) for mine, theirs in enumerate(how) if theirs >= 0]
     pairs = [pair for pair in pairs if last or pair[0] != student]
     if not pairs:
-        raise MethodError("no layer is matched with any other", why="Hidden states are compared by layer.")
+        raise MethodError(
+            "no layer is matched with any other",
+            why="Hidden states are compared by layer.",
+            fix="layers=uniform, or beta=0   (answers alone)",
+        )
     return pairs
 
 

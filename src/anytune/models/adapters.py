@@ -265,12 +265,17 @@ class AdapterDelta:
             anatomy: of the model's kind.
 
         Raises:
-            DeltaError: the adapter is no LoRA, or ``scale`` is not finite.
+            DeltaError: the adapter is no LoRA, or holds trained tokens beside it, or ``scale`` is not finite.
         """
-        if self.config.get("peft_type") != "LORA" or self.config.get("use_dora"):
+        kind = "DoRA" if self.config.get("use_dora") else str(self.config.get("peft_type"))
+        tokens = scale != 1 and any("trainable_tokens_" in name for name in self.tensors)
+        if kind != "LORA" or tokens:
             raise DeltaError(
-                f"a {self.config.get('peft_type')} adapter cannot be scaled",
-                why="Only LoRA's difference is a product with a factor of its own.",
+                f"a {kind} adapter {'with trained tokens ' if tokens else ''}cannot be scaled",
+                why="Tokens are values of their own, and would be added whole at any scale."
+                if kind == "LORA"
+                else "Only plain LoRA's difference is a product with a factor of its own.",
+                fix="--method direct, or initialize   (all of it)",
             )
         if not math.isfinite(scale):
             raise DeltaError(f"scale = {scale}", fix="a number, such as 0.5")

@@ -29,7 +29,8 @@ def assign(scores: Tensor) -> Tensor:
     """
     table = scores.detach().double().cpu().numpy()
     if not np.isfinite(table).all():
-        raise DeltaError("a similarity is NaN or infinite", why="Nothing can be matched by it.")
+        raise DeltaError("a similarity is NaN or infinite", why="Nothing can be matched by it.",
+                         fix="a base whose weights are finite: make it or fetch it again")  # fmt: skip
     rows, columns = table.shape
     size = max(rows, columns)
     costs = np.zeros((size, size))  # what is paired with a row or column that does not exist costs nothing

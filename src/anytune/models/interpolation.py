@@ -6,6 +6,7 @@ cheapest look at that (Frankle et al. 2020; Qin, Qian et al. 2023 for bases befo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -62,11 +63,15 @@ def interpolate(first: Mapping[str, Tensor], second: Mapping[str, Tensor], x: fl
 def barrier(losses: Sequence[float]) -> float:
     """How far the path rises above the straight line between its ends' losses: 0 for a flat or sagging path.
 
-    ``max over i of loss_i - ((1 - x_i) loss_0 + x_i loss_1)``, at least 0 (the ends themselves).
+    ``max over i of loss_i - ((1 - x_i) loss_0 + x_i loss_1)``, at least 0 (the ends themselves). Where an end has no
+    finite loss, or a point between them none at all, nothing is known of it: NaN. An infinite loss between finite ends
+    is an infinite barrier.
     """
     if len(losses) < 2:
         raise DeltaError(f"a path of {len(losses)} losses", why="It needs both ends.")
     first, last = losses[0], losses[-1]
+    if not (math.isfinite(first) and math.isfinite(last)) or any(math.isnan(loss) for loss in losses):
+        return math.nan
     rises = [loss - (first + x * (last - first)) for x, loss in zip(grid(len(losses)), losses, strict=True)]
     return max(0.0, *rises[1:-1]) if len(losses) > 2 else 0.0
 

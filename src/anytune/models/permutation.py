@@ -193,7 +193,11 @@ def permute_adapter(
         module, _, factor = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
         if factor not in ("lora_A", "lora_B"):
             if "lora_" in name and "lora_embedding_" not in name:  # words keep their numbers
-                raise DeltaError(f"{name}: factors of this kind cannot be brought into another order")
+                raise DeltaError(
+                    f"{name}: factors of this kind cannot be brought into another order",
+                    why="Which of its entries belong to which head or neuron is not known.",
+                    fix="--method direct, or initialize",
+                )
             continue
         sides, dim = (reads, 1) if factor == "lora_A" else (out, 0)
         for member, order in sides.get(anatomy.canonical(module), ()):

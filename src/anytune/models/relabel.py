@@ -103,12 +103,14 @@ def _reordered(
         raise DeltaError(
             f"it holds none of {', '.join(outputs)}",
             why="The labels stand in another order, and the head whose rows are to be reordered is not there.",
+            fix="--task with the labels in the delta's own order",
         )
     short = [name for name in held if len(tensors[name]) <= max(order)]
     if short:
         raise DeltaError(
             f"{short[0]} has {len(tensors[short[0]])} rows, and the delta names {max(order) + 1} labels or more",
             why="Its manifest and its weights disagree.",
+            fix="tune it afresh, or take it from a copy of the store",
         )
     places = torch.tensor(order, dtype=torch.int64)
     return {name: tensor[places].clone() if name in held else tensor for name, tensor in tensors.items()}

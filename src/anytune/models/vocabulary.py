@@ -96,12 +96,14 @@ def align(
         rows_after: rows of the new table.
         renamed: old spelling -> new one, of words that are spelled otherwise and mean the same (special tokens).
 
-    Rows that no word has in either base keep their place: they are padding, and nothing reads them.
+    Rows that no word has in either base keep their place: they are padding, and nothing reads them. Words without
+    a row (a tokenizer may have more than its model) go nowhere.
     """
     names = {**{word: word for word in before}, **(renamed or {})}
     pairs = {number: after[names[word]] for word, number in before.items() if names[word] in after}
     shared = sum(names[word] in after for word in before)
     renumbered = sum(old != new for old, new in pairs.items())
+    pairs = {old: new for old, new in pairs.items() if old < rows_before and new < rows_after}
     free = set(range(min(rows_before, rows_after))) - set(before.values()) - set(after.values())
     pairs |= {row: row for row in free}
     source = torch.tensor(sorted(pairs), dtype=torch.int64)
@@ -125,10 +127,12 @@ def changed_words(old: Base, new: Base) -> Words | None:
         return Words(Rows.first(rows_before, rows_after), 0, 0, 0, 0)
     first, second = old.tokenizer(), new.tokenizer()
     before, after = first.get_vocab(), second.get_vocab()
-    renamed = {}
+    renamed: dict[str, str] = {}
     for role in ROLES:
         was, now = getattr(first, role, None), getattr(second, role, None)
-        if was is not None and now is not None and was not in after and now not in before:
+        # two roles may be one word on either side: the first takes it, so that no row is given to two or goes to two
+        free = str(was) not in renamed and str(now) not in renamed.values()
+        if free and was is not None and now is not None and was not in after and now not in before:
             renamed[str(was)] = str(now)
     words = align(before, after, rows_before, rows_after, renamed)
     if words.shared < SHARED_AT_LEAST * words.known:

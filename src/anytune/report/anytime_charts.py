@@ -70,8 +70,8 @@ def frontier(
         return None
     across = scale_over([end for point in points for end in point.a_ends])
     up = scale_over([end for point in points for end in point.o_ends])
-    at = _place(across, up)
-    parts = _axes(at, across, up, across_name, up_name)
+    at = placing(across, up)
+    parts = axes(at, across, up, across_name, up_name)
     for point in points:
         slot, x, y = f"arm-{views.looks[point.arm].slot}", *at(point.a, point.o)
         sideways = path([at(point.a_ends[0], point.o), at(point.a_ends[1], point.o)])
@@ -79,7 +79,7 @@ def frontier(
         parts += [tag("path", d=line, class_=f"line thin {slot}", opacity="0.45") for line in (sideways, upright)]
         said = f"{point.arm}: {decimal(point.a, 2)} across, {decimal(point.o, 2)} up ({point.runs} runs)"
         parts.append(tag("g", tag("title", said), marker(views.looks[point.arm].shape, x, y, class_=f"mark {slot}")))
-    return _picture(f"Upwards: {up_name}. To the right: {across_name}. The values are in the table.", parts)
+    return picture(f"Upwards: {up_name}. To the right: {across_name}. The values are in the table.", parts)
 
 
 def stage_curves(paths: Sequence[Path], kind: str, views: Views) -> Markup | None:
@@ -90,8 +90,8 @@ def stage_curves(paths: Sequence[Path], kind: str, views: Views) -> Markup | Non
     heights = scale_over([value for one in own for _, *values in one.points for value in values], include=0.0)
     stages = [stage for one in own for stage, *_ in one.points]
     across = Scale(min(stages) - 0.2, max(stages) + 0.2)
-    at = _place(across, heights)
-    parts = _axes(at, across, heights, "stage", f"gain on {KINDS[kind]}", whole=True)
+    at = placing(across, heights)
+    parts = axes(at, across, heights, "stage", f"gain on {KINDS[kind]}", whole=True)
     parts.append(tag("path", d=path([at(across.low, 0.0), at(across.high, 0.0)]), class_="target"))
     for one in own:
         look = views.looks[one.arm]
@@ -102,14 +102,16 @@ def stage_curves(paths: Sequence[Path], kind: str, views: Views) -> Markup | Non
         line = [at(x, mean) for x, mean, _, _ in one.points]
         parts.append(tag("path", d=path(line), class_=f"line {slot}", stroke_dasharray=look.dash or None))
         parts += [marker(look.shape, x, y, class_=f"mark {slot}") for x, y in line]
-    return _picture(f"Gain on {KINDS[kind]} after each stage, for each arm.", parts)
+    return picture(f"Gain on {KINDS[kind]} after each stage, for each arm.", parts)
 
 
 def _short(name: str, limit: int) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
-def _place(across: Scale, up: Scale) -> Place:
+def placing(across: Scale, up: Scale) -> Place:
+    """From (x, y) in data to (x, y) in a drawing."""
+
     def at(x: float, y: float) -> tuple[float, float]:
         return (
             LEFT + across.place(x) / 100 * (WIDTH - LEFT - RIGHT),
@@ -119,7 +121,8 @@ def _place(across: Scale, up: Scale) -> Place:
     return at
 
 
-def _axes(at: Place, across: Scale, up: Scale, right: str, above: str, *, whole: bool = False) -> list[Markup]:
+def axes(at: Place, across: Scale, up: Scale, right: str, above: str, *, whole: bool = False) -> list[Markup]:
+    """Ticks, grid and names of both axes; ``whole`` for whole numbers to the right."""
     parts, floor = [], HEIGHT - BOTTOM
     for value in ticks(up.low, up.high, 5):
         y = at(across.low, value)[1]
@@ -137,6 +140,7 @@ def _axes(at: Place, across: Scale, up: Scale, right: str, above: str, *, whole:
     return parts
 
 
-def _picture(label: str, parts: Sequence[Markup]) -> Markup:
+def picture(label: str, parts: Sequence[Markup]) -> Markup:
+    """The drawing; ``label`` is for readers who hear it."""
     return tag("svg", tag("title", label), *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label,
                class_="curves")  # fmt: skip

@@ -23,6 +23,8 @@ from anytune.report.arms import MEANING, looks, swatch
 from anytune.report.charts import Chart, chart
 from anytune.report.lineage import Node, lineage, nodes_of
 from anytune.report.reading import read_store
+from anytune.report.recycle_grid_panel import RecycleGrid
+from anytune.report.recycle_grid_panel import panel as recycle_panel
 from anytune.report.transfer_charts import write_transfer_figures
 from anytune.report.transfer_panel import Grids
 from anytune.report.transfer_panel import panel as transfer_panel
@@ -37,7 +39,7 @@ VERDICTS_SHOWN = 12
 
 def build(
     store: str | Path, out: str | Path = "report.html", *, figures: str | Path | None = None,
-    anytime: Sequence[Matrices] = (), transfer: Sequence[Grids] = (),
+    anytime: Sequence[Matrices] = (), transfer: Sequence[Grids] = (), recycle: Sequence[RecycleGrid] = (),
 ) -> Path:  # fmt: skip
     """Write the page of a store, and (with ``figures``) every figure as PNG, SVG and CSV.
 
@@ -47,6 +49,7 @@ def build(
         figures: a folder for the figures' files, or None for the page alone.
         anytime: anytime matrices to show as well; their figures go into folders named after them.
         transfer: grids of transfers, likewise.
+        recycle: grids of recycling, likewise.
 
     Returns:
         Path of the page.
@@ -69,15 +72,20 @@ def build(
             write_anytime_figures(one.lines, Path(figures) / one.name)
         for grid in transfer:
             write_transfer_figures(grid_of(grid.lines), Path(figures) / grid.name)
+        for own in recycle:
+            from anytune.report.recycle_figures import write_recycle_figures
+
+            write_recycle_figures(own.lines, Path(figures) / own.name, own.upgrades, own.tasks)
+    name = Path(store).resolve().name
     write_atomic(
-        path, page(artefacts, problems, name=Path(store).resolve().name, anytime=anytime, transfer=transfer).encode()
+        path, page(artefacts, problems, name=name, anytime=anytime, transfer=transfer, recycle=recycle).encode()
     )
     return path
 
 
 def page(
     artefacts: Sequence[Artefact], problems: Sequence[str] = (), *, name: str = "store",
-    anytime: Sequence[Matrices] = (), transfer: Sequence[Grids] = (),
+    anytime: Sequence[Matrices] = (), transfer: Sequence[Grids] = (), recycle: Sequence[RecycleGrid] = (),
 ) -> str:  # fmt: skip
     """The page as text. Pure: the same manifests give the same page."""
     artefacts = sorted(artefacts, key=lambda artefact: (artefact.manifest.created, artefact.manifest.id))
@@ -107,6 +115,7 @@ def page(
         overview=panels.overview(rows, look),
         anytime=[panel(one) for one in anytime],
         transfer=[transfer_panel(one) for one in transfer],
+        recycle=[recycle_panel(one) for one in recycle],
         lineage=lineage(artefacts, runs, look),
         arms=[{"name": arm, "swatch": swatch(one), "meaning": MEANING.get(arm, "")} for arm, one in look.items()],
         charts=charts_of(rows, nodes),

@@ -134,7 +134,11 @@ def delta_panel(one: Mapping[str, Any]) -> dict[str, Any]:
         ends = ("old", "new" if one["path_to"] == "direct reuse" else one["path_to"])
         walked = one["path"]
         for value, title, beside in (
-            ("loss", "Loss along the path", f"barrier {walked['barrier']:.3g}"),
+            (
+                "loss",
+                "Loss along the path",
+                "barrier unknown" if walked["barrier"] is None else f"barrier {walked['barrier']:.3g}",
+            ),
             (walked["metric"], f"{str(walked['metric']).replace('_', ' ')} along the path", ""),
         ):
             drawn = path_chart(walked["points"], value, title, ends=ends) if value else None

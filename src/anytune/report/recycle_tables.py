@@ -39,7 +39,7 @@ def recycle_tables(
         tasks: of ``tasks.jsonl``.
     """
     made = sections(lines)
-    gold = {line["task"]: line["gold"] for line in tasks if line["kind"] in COUNTED}
+    gold = gold_of(tasks)
     metrics = ", ".join(dict.fromkeys(line["metric"] for line in lines))
     points = "points (100 times the metric)" if all(unit(line["metric"]) != 1 for line in lines) else "its unit"
     control = lines[0]["control"]
@@ -72,29 +72,35 @@ def recycle_tables(
         text += ["## The line from the old tuned model\n", _paths(paths)]
     failed = [line for line in lines if line["failed"]]
     if failed:
-        text += ["## Runs that diverged\n", *(f"* {_said(line)}: {line['failed']}" for line in failed), ""]
+        text += ["## Runs that diverged\n", *(f"* {named(line)}: {line['failed']}" for line in failed), ""]
     refused = [line for line in lines if line.get("refused")]
     if refused:
         text += ["## Runs that were refused, and are left out\n",
-                 *(f"* {_said(line)}: {line['refused']}" for line in refused), ""]  # fmt: skip
+                 *(f"* {named(line)}: {line['refused']}" for line in refused), ""]  # fmt: skip
     return "\n".join(text)
 
 
 def summary(lines: Sequence[Line], paths: Sequence[Line] = ()) -> str:
     """A few lines for a terminal: each case, arm by arm, and the claims."""
-    said: list[str] = []
+    told: list[str] = []
     made = sections(lines)
     for section in made:
         gains = against([section], section.control)
-        said.append(f"{section.case}: test, gain over {section.control}")
+        told.append(f"{section.case}: test, gain over {section.control}")
         for arm in section.arms:
             gain = f"  {difference_text(gains[arm])}" if arm in gains else ""
-            said.append(f"  {arm}: {number_text(section.mean(arm))}{gain}")
-    said += [f"{one.text} ({one.form}): {one.word}" for one in claims(made, paths)] if made else []
-    return "\n".join(said)
+            told.append(f"  {arm}: {number_text(section.mean(arm))}{gain}")
+    told += [f"{one.text} ({one.form}): {one.word}" for one in claims(made, paths)] if made else []
+    return "\n".join(told)
 
 
-def _said(line: Line) -> str:
+def gold_of(tasks: Sequence[Line]) -> dict[str, Sequence[object]]:
+    """Task -> gold answers, of the tasks of ``tasks.jsonl`` whose flips can be counted."""
+    return {line["task"]: line["gold"] for line in tasks if line["kind"] in COUNTED}
+
+
+def named(line: Line) -> str:
+    """Which run it is."""
     where = f" on {line['upgrade']}" if line["upgrade"] else ""
     return f"{line['arm']}{where}, {line['form']}, {line['task']}, seed {line['seed']}"
 

@@ -61,7 +61,7 @@ def headline(old: str, new: str, tolerance: float, lines: Sequence[Line], second
     """What came of it, in a sentence."""
     back, share = sum(line["flag"] == "" for line in lines), f"{100 * tolerance:.4g}\N{NO-BREAK SPACE}%"
     return (
-        f"{back} of {len(lines)} deltas of {old} are within {share} of their old score on {new}, "
+        f"{back} of {len(lines)} deltas of {old} are within the tolerance ({share}) of their old score on {new}, "
         f"after {words.duration(seconds)}"
     )
 

@@ -30,9 +30,12 @@ def mean_sd(summary: Summary | None) -> str:
 
 def interval(difference: Difference | None) -> str:
     """``−0.4 to 2.0``, empty where there is none."""
-    if difference is None or difference.low is None:
-        return ""
-    return f"{decimal(difference.low)} to {decimal(difference.high)}"
+    return "" if difference is None else interval_text(difference.low, difference.high)
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """``−0.4 to 2.0``, empty where there is none."""
+    return "" if low is None else f"{decimal(low)} to {decimal(high)}"
 
 
 def count(value: float | None) -> str:

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from anytune.errors import StoreError
 from anytune.manifests import (
@@ -116,8 +117,11 @@ class Store:
         scores: Mapping[str, Mapping[str, float | None]] | None = None,
         tags: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
+        decision: Mapping[str, Any] | None = None,
     ) -> Entry:
         """Add scores (by split and metric), tags and notes to a manifest; what is there under other keys stays.
+
+        A ``decision`` takes the place of the one that is there.
 
         The manifest is read again, changed and replaced atomically; id, files and weights are untouched.
         """
@@ -129,6 +133,7 @@ class Store:
             manifest.scores = merged
             manifest.tags = {**manifest.tags, **(tags or {})}
             manifest.notes = list(dict.fromkeys([*manifest.notes, *notes]))
+            manifest.decision = manifest.decision if decision is None else dict(decision)
             refuse_absolute_paths(manifest)
             write_manifest(entry.folder, manifest)
         return Entry(entry.folder, manifest)

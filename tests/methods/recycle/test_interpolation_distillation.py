@@ -41,6 +41,14 @@ def mixed(case: Case, model: nn.Module, x: float) -> nn.Module:
     return made.eval()
 
 
+def test_a_model_that_computes_its_passes_twice_is_refused(full_case):
+    method, model = registry.create("recycle/interpolation_distillation", {}), full_case.model()[0]
+    model.gradient_checkpointing_enable()
+    with pytest.raises(MethodError, match="gradient checkpointing") as caught:
+        method.prepare(model, full_case.run())
+    assert caught.value.fix
+
+
 def test_its_term_is_the_mean_over_the_points_and_the_model_itself(full_case):
     step, model, _ = step_of(full_case, weight=0.25, points=[0.3, 0.8], temperature=2.0)
     batch = full_case.encoded.batch([5, 6, 20, 33])

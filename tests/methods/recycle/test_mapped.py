@@ -59,6 +59,7 @@ def test_a_lora_arrives_on_a_base_of_another_depth_width_and_number_of_heads(lar
     model, method = larger_case.prepared("mapped", texts=30)
     assert "1 of 3 blocks without a partner; the head starts afresh" in method.notes()[0]
     assert "12 of 12 maps" in method.notes()[0]
+    assert "stay behind" not in method.notes()[0]
     with_factors = {
         name for name, tensor in state(model).items() if "lora_B" in name and bool(tensor.any())
     }  # fmt: skip
@@ -68,6 +69,17 @@ def test_a_lora_arrives_on_a_base_of_another_depth_width_and_number_of_heads(lar
     assert answers.isfinite().all()
     with model.disable_adapter():
         assert not torch.allclose(answers, logits(larger_case, model), atol=1e-4), "the factors do something"
+
+
+def test_what_has_no_map_is_said_to_stay_behind(old_lora, moving_bases, larger, tiny_task):
+    case = Case(old_lora, moving_bases[0], larger, tiny_task)
+    own = case.moving.own
+    tokens = "base_model.model.bert.embeddings.word_embeddings.token_adapter.trainable_tokens_delta"
+    vars(case.moving)["own"] = replace(own, tensors={**own.tensors, tokens: torch.zeros(1, 32)})
+    method = registry.create("recycle/mapped", {"texts": 8})
+    vars(method)["_pairs"] = lambda *_: [0, 1, -1]  # the teacher is of no interest
+    method.prepare(case.model()[0], case.run())
+    assert "1 other tensors of it stay behind" in method.notes()[0]
 
 
 def test_it_is_the_same_for_the_same_seed(larger_case):

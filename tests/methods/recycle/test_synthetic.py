@@ -85,8 +85,11 @@ def test_the_probe_tells_what_looks_real():
     alike, unlike = torch.randn(10, 5, generator=generator) + 2, torch.randn(30, 5, generator=generator) - 2
     found = look_real(real, torch.cat([unlike, alike]))
     assert found[30:].min() > found[:30].max()
-    with pytest.raises(MethodError):
+    with pytest.raises(MethodError) as caught:
         look_real(real, unlike[:1])
+    # what is said to be typed is a setting of the method
+    assert registry.create("recycle/synthetic", {"keep": 1}).keep == 1
+    assert "--set keep=1" in caught.value.fix
 
 
 @pytest.fixture

@@ -93,7 +93,8 @@ class InterpolationDistillation(Method):
         """Ask the old model about every training row, and keep its weights.
 
         Raises:
-            MethodError: there are no outdated weights, or the old model has other parameters than the trained one.
+            MethodError: there are no outdated weights, the old model has other parameters than the trained one, or
+                the trained one computes parts of its passes twice.
         """
         self._seed, self._step, self._anatomy = run.seed, -1, run.anatomy
         self._asked: Asked | None = None
@@ -102,6 +103,13 @@ class InterpolationDistillation(Method):
         self._last: Tensor | None = None
         if not self.weight:
             return model
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise MethodError(
+                f"{self.name} and gradient checkpointing",
+                why="A point's passes would be computed again with other weights than its own, and its gradients be "
+                "wrong.",
+                fix="without gradient checkpointing, or --method distill",
+            )
         self._plain: Any = run.needed("objective", self)
         self._causal_items = getattr(getattr(self._plain, "anatomy", None), "objective", "") == "clm"
         old = {name: tensor.detach() for name, tensor in outdated_of(run, self.name).make_teacher().named_parameters()}

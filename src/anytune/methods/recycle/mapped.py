@@ -20,7 +20,8 @@ When not to use it: where ``initialize`` is possible (equal shapes). Instead of 
 and is sensitive to the learning rate. Where no words are shared, or the bases are of different kinds: ``distill``.
 Choices of ours: the maps of hidden states come from the embeddings and serve all blocks, as in the paper; each old
 block is used at most once; heads are compared by query^T key and out value together. The head (the classifier) is
-copied where all of its shapes agree, else it starts afresh. LoRAs with ranks of their own for some layers are refused.
+copied where all of its shapes agree, else it starts afresh. LoRAs with ranks of their own for some layers are refused;
+copied modules and trained tokens beside the factors stay behind, which a note says.
 """
 
 from __future__ import annotations
@@ -135,9 +136,12 @@ class Mapped(Method):
         )  # fmt: skip
         written = put_factors(wrapped, made, new.anatomy)
         without = sum(pair < 0 for pair in pairs)
+        # copies of the old base's modules, trained tokens: what is neither a factor nor the head has no map
+        left = len(adapter.tensors) - 2 * len(factors) - len(outdated.head)
         self._said = (
             f"mapped: {len(written)} of {len(factors)} maps of the old LoRA carried by {words:,} shared words, "
             f"{without} of {len(pairs)} blocks without a partner; the head {'copied' if kept else 'starts afresh'}"
+            f"{f'; {left} other tensors of it stay behind' if left else ''}"
         )
         return wrapped
 
@@ -148,6 +152,9 @@ class Mapped(Method):
             MethodError: the bases share fewer words than a hidden state has entries.
         """
         mine, theirs = shared_words(old.tokenizer().get_vocab(), new.tokenizer().get_vocab())
+        sizes = [base.tensors().shape(base.anatomy.word_embeddings)[0] for base in (old, new)]
+        held = (mine < sizes[0]) & (theirs < sizes[1])  # a tokenizer may have more words than its model
+        mine, theirs = mine[held], theirs[held]
         width = max(int(base.config.hidden_size) for base in (old, new))
         if len(mine) < width:
             raise MethodError(

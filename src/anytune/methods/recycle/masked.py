@@ -141,7 +141,9 @@ class Masked(Method):
             )
         encoded = getattr(run.needed("batches", self), "encoded", None)
         if encoded is None or encoded.labels is None:
-            raise MethodError("masked needs labelled training rows", why="They vote by their gradients.", fix="--task")
+            raise MethodError(
+                "masked needs labelled training rows", why="They vote by their gradients.", fix="--task FILE"
+            )
         model = outdated.install_difference(model, {})  # the new base, under the old head
         chosen = few_rows(encoded, self.rows, run.seed)
         votes = [chosen[start : start + self.rows_a_vote] for start in range(0, len(chosen), self.rows_a_vote)]
@@ -173,7 +175,11 @@ class Masked(Method):
                 loss = total(objective.terms(objective.forward(model, moved), moved))
                 found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
                 if not all(bool(one.isfinite().all()) for one in found if one is not None):
-                    raise MethodError("masked: a gradient on the new base is not finite", why="Its sign says nothing.")
+                    raise MethodError(
+                        "masked: a gradient on the new base is not finite",
+                        why="Its sign says nothing.",
+                        fix="--method scaled, or initialize   (no gradient is taken on the bare new base)",
+                    )
                 yield found
 
         try:

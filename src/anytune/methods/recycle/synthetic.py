@@ -16,8 +16,8 @@ When not to use it: when the task's own texts are at hand (``distill`` with ``la
 texts better still); for tasks whose answer lies in a fixed format that a base of this size does not write.
 Choices of ours: the paper writes with a large instruction-tuned model and trains a discriminator of its own size; a
 small base rewrites seed texts, and the probe is linear. Seeds are the training rows, or the first ``seeds`` of them by
-chance, and are themselves not trained on. Pairs are rewritten text by text. The probe is off with ``keep: 1``. None
-of the defaults is tuned.
+chance, and are themselves not trained on, but for those too short for a decoder to go on from. Pairs are rewritten
+text by text. The probe is off with ``keep: 1``. None of the defaults is tuned.
 """
 
 from __future__ import annotations
