@@ -104,6 +104,16 @@ def test_what_was_cut_out_of_the_base_becomes_plain_lora_with_the_same_answers(s
     assert plain.rebase(old.tensors(), old.tensors(), old.anatomy).tensors.keys() == held.tensors.keys()
 
 
+def test_a_pissa_that_also_acts_on_words_keeps_its_answers(make_base, batch):
+    """PEFT starts factors of a table of words at nothing, whatever is asked of the matrices."""
+    old = make_base("old", seed=0, purpose="backbone")
+    theirs = made_by_peft_alone(old, init_lora_weights="pissa", target_modules=["query", "word_embeddings"])
+    plain = as_plain_lora(AdapterDelta.from_model(theirs), old, "classification", LABELS)
+    assert any("lora_embedding_A" in name for name in plain.tensors)
+    answers = logits(plain.attach(task_model(old)[0]), batch)
+    torch.testing.assert_close(answers, logits(theirs, batch), rtol=1e-4, atol=1e-5)
+
+
 def test_an_untrained_pissa_adds_nothing(make_base, batch):
     import peft
 

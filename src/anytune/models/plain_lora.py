@@ -57,6 +57,9 @@ def as_plain_lora(adapter: AdapterDelta, base: Base, kind: Any, label_names: Seq
                 raise DeltaError(f"{name} is not in an adapter with this config", why="The folder is damaged.")
             side = (tensor, first) if "lora_A" in name else (tensor, -first)
             tensors[name] = torch.cat(side, dim=0 if "lora_A" in name else 1)
+        elif "lora_embedding_A" in name or "lora_embedding_B" in name:  # starts at nothing: widened by nothing
+            side = (tensor, torch.zeros_like(tensor))
+            tensors[name] = torch.cat(side, dim=0 if "lora_embedding_A" in name else 1)
     rank = int(adapter.config.get("r", 8))
     # alpha / r (or alpha / sqrt(r)) stays what it was
     grown = math.sqrt(2) if adapter.config.get("use_rslora") else 2
