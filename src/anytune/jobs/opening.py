@@ -10,7 +10,7 @@ from anytune.data.domains import Domain, load_domain
 from anytune.data.samples import sample_folder
 from anytune.data.tasks import Task, load_task
 from anytune.engine.settings import TrainingSettings
-from anytune.errors import AnytuneError, SettingsError, StoreError, WrongBaseError
+from anytune.errors import AnytuneError, BaseError, SettingsError, StoreError, WrongBaseError, nearest
 from anytune.jobs.synthetic import is_synthetic, synthetic_task
 from anytune.manifests import BaseIdentity, Manifest
 from anytune.models.base import Base, load_base
@@ -43,15 +43,25 @@ def open_base(reference: Base | Entry | str | Path, store: Store | None = None) 
         from anytune.jobs.warm import warmed  # stands on pretrain, which stands on this
 
         return warmed(text.removeprefix(WARMED_PREFIX))
-    if store is not None and not text.startswith("sample:") and not Path(text).exists():
-        try:
-            found = store.get(text)
-        except StoreError:
-            pass
-        else:
-            if found.manifest.kind == "base":
-                return load_base(found.folder, resolve_sample=sample_folder)
-    return load_base(reference, resolve_sample=sample_folder)
+    if store is None or text.startswith("sample:") or Path(text).exists():
+        return load_base(reference, resolve_sample=sample_folder)
+    try:
+        found = store.get(text)
+    except StoreError:
+        pass
+    else:
+        if found.manifest.kind == "base":
+            return load_base(found.folder, resolve_sample=sample_folder)
+    try:
+        return load_base(reference, resolve_sample=sample_folder)
+    except BaseError as problem:
+        names = list(dict.fromkeys(entry.name for entry in store.find("base")))
+        if not names or "/" in text:
+            raise
+        raise BaseError(
+            problem.what, why=f"Bases of the store: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}.",
+            fix=nearest(text, names) or f"{names[0]}, a folder, a hub id (owner/name), or a sample",
+        ) from None  # fmt: skip
 
 
 def fitting(settings: TrainingSettings, base: Base, asked: Collection[str] | None = None) -> TrainingSettings:
