@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 from anytune.data.tasks import Task
 from anytune.engine.fanout import Unit, run_units, worker_count
 from anytune.engine.progress import Reporter
-from anytune.engine.settings import total_steps, training_settings
-from anytune.errors import DeltaError, MethodError, SettingsError
+from anytune.engine.settings import training_settings
+from anytune.errors import DeltaError, MethodError
 from anytune.evaluate.control_deltas import mean_delta, random_delta, with_body_of
+from anytune.jobs.bundles import BundledRun, run_bundles
 from anytune.jobs.command import Command
 from anytune.jobs.failures import failures_kept
 from anytune.jobs.opening import open_base
@@ -22,14 +22,11 @@ from anytune.jobs.recycle import recycle, recycling_plans
 from anytune.jobs.recycle_design import WHOLE, Design, Form, RecycleArm, Upgrade
 from anytune.jobs.tune import tune
 from anytune.jobs.tuning import TuningPlan, load_delta
-from anytune.jobs.workers import WORTH_SECONDS, chosen_workers, may_spread, pretraining_seconds, that_fit
+from anytune.jobs.workers import WORTH_SECONDS, may_spread, pretraining_seconds, that_fit
 from anytune.manifests import Parent, digest
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
 from anytune.store import Entry, Store
-
-#: Units for each worker, so that none waits long for the last one.
-UNITS_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -364,28 +361,18 @@ def make(
     if missing:
         tell.say(f"{title}: {len(missing)} runs to make, {len(planned) - len(missing)} are in the store")
         runs = list(missing.values())
-        plans = [one.plan for one in runs if one.plan is not None]
-        asked = workers if workers is not None else chosen_workers(plans, runs[0].call)
-        count = worker_count(len(runs), asked)
-        if workers is not None and workers > 1 and isinstance(made.base, Base):
-            raise SettingsError("workers cannot be sent an open base", fix="base=its folder or name")
-        if count > 1:
-            run_units(list(_units(runs, title, count)), title=title, reporter=tell, workers=count, fan_out=fan_out)
-        else:
-            make_runs([one.call for one in runs], reporter=tell)
+        bundled = [
+            BundledRun(f"{one.arm or 'old'}, {one.form}, {one.task}", one.call, one.plan)
+            for one in runs if one.plan is not None
+        ]  # fmt: skip
+        run_bundles(
+            bundled, make_runs, title=title, base=made.base, workers=workers, fan_out=fan_out, reporter=tell
+        )  # fmt: skip
         made.refresh()
         for one in runs:
             if one.key not in made.entries:  # its method refused, maybe in another process: ask it why
                 made.refused[one.key] = make_run(one.call, tell) or "it left nothing"
     made.planned += planned
-
-
-def _units(runs: Sequence[Planned], title: str, count: int) -> Iterator[Unit]:
-    size = max(1, math.ceil(len(runs) / (count * UNITS_EACH)))
-    for number, start in enumerate(range(0, len(runs), size), 1):
-        part = runs[start : start + size]
-        name = f"{title} {number}: {part[0].arm or 'old'}, {part[0].form}, {part[0].task}"
-        yield Unit(name, make_runs, {"calls": [one.call for one in part]}, sum(map(steps_of, part)))
 
 
 def make_runs(calls: Sequence[Mapping[str, Any]], reporter: Reporter) -> None:
@@ -407,11 +394,3 @@ def make_run(call: Mapping[str, Any], reporter: Reporter) -> str:
             reporter.say(f"{problem.what}; the other runs go on")
             return problem.what
     return ""
-
-
-def steps_of(one: Planned) -> int:
-    """Optimizer steps of a run."""
-    if one.plan is None or not one.plan.trains:
-        return 0
-    settings = one.plan.settings
-    return total_steps(settings, math.ceil(len(one.plan.task.train) / settings.batch_size))

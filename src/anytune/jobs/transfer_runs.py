@@ -8,25 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anytune.data.tasks import Task
-from anytune.engine.fanout import Unit, run_units, worker_count
 from anytune.engine.progress import Reporter
-from anytune.engine.settings import total_steps
-from anytune.errors import SettingsError
 from anytune.evaluate.transfer_arms import AND
 from anytune.evaluate.transferability import random_score
+from anytune.jobs.bundles import BundledRun, run_bundles
 from anytune.jobs.command import Command
 from anytune.jobs.failures import failures_kept
 from anytune.jobs.ranking import Ranking
 from anytune.jobs.transfer_design import RESTART_STRIDE, Design, TransferArm, settings_of
 from anytune.jobs.tune import tune
 from anytune.jobs.tuning import TuningPlan
-from anytune.jobs.workers import chosen_workers
-from anytune.models.base import Base
 from anytune.store import Entry, Store
 from anytune.store.search import goodness
-
-#: Units for each worker, so that none waits long for the last one.
-UNITS_EACH = 4
 
 
 @dataclass(frozen=True)
@@ -232,25 +225,12 @@ def make(
             missing.setdefault(one.key, one)
     if missing:
         tell.say(f"{title}: {len(missing)} runs to make, {len(planned) - len(missing)} are in the store")
-        runs = list(missing.values())
-        asked = workers if workers is not None else chosen_workers([one.plan for one in runs], runs[0].call)
-        count = worker_count(len(runs), asked)
-        if workers is not None and workers > 1 and isinstance(made.base, Base):
-            raise SettingsError("workers cannot be sent an open base", fix="base=its folder or name")
-        if count > 1:
-            run_units(list(_units(runs, title, count)), title=title, reporter=tell, workers=count, fan_out=fan_out)
-        else:
-            make_runs([one.call for one in runs], reporter=tell)
+        bundled = [BundledRun(f"{one.arm} on {one.target}", one.call, one.plan) for one in missing.values()]
+        run_bundles(
+            bundled, make_runs, title=title, base=made.base, workers=workers, fan_out=fan_out, reporter=tell
+        )  # fmt: skip
         made.refresh()
     made.planned += planned
-
-
-def _units(runs: Sequence[Planned], title: str, count: int) -> Iterator[Unit]:
-    size = max(1, math.ceil(len(runs) / (count * UNITS_EACH)))
-    for number, start in enumerate(range(0, len(runs), size), 1):
-        part = runs[start : start + size]
-        name = f"{title} {number}: {part[0].arm} on {part[0].target}"
-        yield Unit(name, make_runs, {"calls": [one.call for one in part]}, sum(map(steps_of, part)))
 
 
 def make_runs(calls: Sequence[Mapping[str, Any]], reporter: Reporter) -> None:
@@ -258,9 +238,3 @@ def make_runs(calls: Sequence[Mapping[str, Any]], reporter: Reporter) -> None:
     with failures_kept():
         for call in calls:
             tune(**call, reporter=reporter, workers=1)
-
-
-def steps_of(one: Planned) -> int:
-    """Optimizer steps of a run."""
-    settings = one.plan.settings
-    return total_steps(settings, math.ceil(len(one.plan.task.train) / settings.batch_size))
