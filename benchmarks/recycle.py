@@ -35,9 +35,9 @@ from anytune.engine.runtime import make_runtime
 from anytune.engine.settings import training_settings
 from anytune.errors import AnytuneError
 from anytune.evaluate.connectivity import path_between
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.outdated import Moving
 from anytune.jobs.scoring import EncodedTask, Scorer
-from anytune.jobs.tuning import load_delta
 from anytune.methods import registry
 from anytune.methods.objective import Classification
 from anytune.methods.protocol import Run

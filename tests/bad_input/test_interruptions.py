@@ -15,7 +15,7 @@ POINTS = [
     "anytune.jobs.scoring.encode_task",  # texts are tokenised
     "anytune.models.base.Base.task_model",  # the model is made
     "anytune.engine.loop.Loop.prepare",  # middle: before the first step
-    "anytune.jobs.tuning._Outcome.evaluate",  # end: the test split is scored
+    "anytune.jobs.keeping.Outcome.evaluate",  # end: the test split is scored
     "anytune.models.delta.FullDelta.save",  # the weights are written
     "anytune.store.store.Store.end_work",  # the artefact stands, the work folder is tidied up
 ]

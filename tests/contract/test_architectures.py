@@ -21,7 +21,7 @@ from anytune.engine.loop import train
 from anytune.engine.runtime import make_runtime, seeded
 from anytune.engine.settings import training_settings
 from anytune.errors import AnytuneError, MethodError
-from anytune.jobs.tuning import delta_of, load_delta
+from anytune.jobs.deltas import delta_of, load_delta
 from anytune.methods import Classification, Run, registry
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import load_base

@@ -24,7 +24,7 @@ import anytune
 from anytune.engine.runtime import make_runtime
 from anytune.engine.settings import decisive, total_steps, training_settings
 from anytune.errors import SettingsError
-from anytune.jobs.tuning import load_delta
+from anytune.jobs.deltas import load_delta
 from anytune.store import Store
 from tests.contract.bench import Bench
 from tests.contract.in_processes import ALIKE, CUT, LAUNCHED, case_name, folder_name, shardings

@@ -9,8 +9,9 @@ import anytune
 from anytune.data.tasks import load_task
 from anytune.engine.runtime import make_runtime
 from anytune.engine.settings import RESULTLESS, TrainingSettings, training_settings
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.opening import open_base
-from anytune.jobs.tuning import TuningPlan, load_delta
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.manifests import file_hashes
 from anytune.methods import registry
 from anytune.methods.tune.bitfit import is_bias

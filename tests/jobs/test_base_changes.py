@@ -12,9 +12,9 @@ import torch
 import anytune
 from anytune.data.tasks import load_task
 from anytune.errors import BaseError, DataError, DeltaError, StoreError, WrongBaseError
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.opening import open_base
 from anytune.jobs.recycle import recycling_plans
-from anytune.jobs.tuning import load_delta
 from anytune.manifests import file_hashes
 from anytune.models.adapters import merge as merge_adapter
 from anytune.store import Store

@@ -9,8 +9,8 @@ import torch
 
 import anytune
 from anytune.errors import AnytuneError, DataError, DeltaError, SettingsError, StoreError, WrongBaseError
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.opening import base_of_delta, open_base
-from anytune.jobs.tuning import load_delta
 from anytune.store import Store
 
 TRAINING = {

@@ -12,7 +12,7 @@ import anytune
 from anytune import compat
 from anytune.engine.hf_trainer import hf_trainer
 from anytune.errors import DeltaError
-from anytune.jobs.tuning import load_delta
+from anytune.jobs.deltas import load_delta
 from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE, AdapterDelta
 from anytune.models.base import load_base
 from anytune.models.prompt_files import export_ptuning, import_ptuning

@@ -13,8 +13,8 @@ import anytune
 from anytune.engine.hf_trainer import hf_trainer
 from anytune.errors import BaseError, DataError, DeltaError, SettingsError, WrongBaseError
 from anytune.jobs.bases import add_base
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.opening import open_base
-from anytune.jobs.tuning import load_delta
 from anytune.models.base import load_base, save_base
 from anytune.models.fingerprint import fingerprint_folder
 from anytune.models.hyperprompt import make_hyperprompt

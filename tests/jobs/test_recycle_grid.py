@@ -12,11 +12,11 @@ from anytune.errors import AnytuneError, SettingsError
 from anytune.evaluate.control_deltas import body_norm
 from anytune.evaluate.recycle_arms import NO_DELTA, NOTHING, against, sections
 from anytune.jobs import recycle_runs
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.direct_coefficients import read_reuses
 from anytune.jobs.recipes import load_recipe
 from anytune.jobs.recycle_design import check_recycle_arms, check_sizes
 from anytune.jobs.recycle_grid import record, recycle_grid, recycled_again
-from anytune.jobs.tuning import load_delta
 from anytune.store import Store
 from tests.conftest import tiny_rows, write_rows
 

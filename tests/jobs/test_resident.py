@@ -9,8 +9,8 @@ import torch
 
 import anytune
 from anytune.errors import DeltaError
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.resident import Resident
-from anytune.jobs.tuning import load_delta
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import load_base
 from tests.conftest import tiny_rows, write_rows

@@ -11,8 +11,8 @@ from anytune.data.batches import ExampleBatches
 from anytune.engine.interrupts import InterruptedRunError
 from anytune.errors import DeltaError, SettingsError, StoreError, TrainingError, WrongBaseError
 from anytune.jobs import resuming, tuning
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.resuming import RUN_NAME, forget, interrupted_runs
-from anytune.jobs.tuning import load_delta
 from anytune.store import Store
 from anytune.store.folders import held
 from tests.reporters import Says

@@ -12,7 +12,7 @@ import pytest
 import anytune
 from anytune import manifests
 from anytune.errors import StoreError
-from anytune.jobs import tuning
+from anytune.jobs import keeping
 from anytune.jobs.resuming import interrupted_runs
 from anytune.models import weights
 from anytune.store import Store, folders
@@ -54,7 +54,7 @@ def half_the_weights(patch, fault):
 
 POINTS = {
     "in the middle of the weights": half_the_weights,
-    "before the predictions": lambda patch, fault: strike(patch, tuning, "write_predictions", fault),
+    "before the predictions": lambda patch, fault: strike(patch, keeping, "write_predictions", fault),
     "before the manifest": lambda patch, fault: strike(patch, store_module, "write_manifest", fault),
     "after the manifest": lambda patch, fault: strike(patch, store_module, "write_manifest", fault, after=True),
     "before the rename": lambda patch, fault: strike(patch, Store, "_publish", fault),

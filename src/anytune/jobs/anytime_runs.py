@@ -24,7 +24,7 @@ from anytune.jobs.opening import open_base, open_store
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.run_all import forecast_all, tune_all
 from anytune.jobs.stages import stored_stages
-from anytune.jobs.tuning import TuningPlan
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.jobs.workers import WORTH_SECONDS, chosen_workers, may_spread, pretraining_seconds, that_fit
 from anytune.manifests import write_atomic
 from anytune.models.base import Base

@@ -28,12 +28,13 @@ from anytune.jobs.command import Command
 from anytune.jobs.extra_scores import LabelMap, Sources
 from anytune.jobs.failures import failures_kept
 from anytune.jobs.forecast import unwritten
+from anytune.jobs.keeping import PREDICTIONS_NAME
 from anytune.jobs.opening import open_base, open_store, open_task
 from anytune.jobs.run_all import forecast_all
 from anytune.jobs.runs import floor_of, words_floor
 from anytune.jobs.subsets import SubsetSeed
 from anytune.jobs.tune import PLAIN, Source, tune
-from anytune.jobs.tuning import PREDICTIONS_NAME, TuningPlan
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.jobs.workers import chosen_workers
 from anytune.manifests import write_atomic
 from anytune.methods import registry

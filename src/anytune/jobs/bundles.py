@@ -14,7 +14,7 @@ from anytune.engine.fanout import Unit, run_units, worker_count
 from anytune.engine.progress import Reporter
 from anytune.engine.settings import total_steps
 from anytune.errors import SettingsError
-from anytune.jobs.tuning import TuningPlan
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.jobs.workers import chosen_workers
 from anytune.models.base import Base
 

@@ -11,12 +11,13 @@ from anytune.data.tasks import Task
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.engine.tracking import Tracking
 from anytune.errors import SettingsError
+from anytune.jobs.deltas import Outdated
 from anytune.jobs.extra_scores import ExtraScores, LabelMap, Sources, extra_scores
 from anytune.jobs.opening import fitting, open_task
 from anytune.jobs.prompt_sources import References, given_prompts, refuse_self_pairs
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.subsets import Subsets, SubsetSeed, subsets
-from anytune.jobs.tuning import GivenPrompt, Outdated, TuningPlan, refuse_untrained, suggested_rate
+from anytune.jobs.tuning_plan import GivenPrompt, TuningPlan, refuse_untrained, suggested_rate
 from anytune.manifests import MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method, check_given

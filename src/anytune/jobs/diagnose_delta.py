@@ -23,10 +23,10 @@ from anytune.evaluate.direct_forecast import FLOOR, SHARES, Forecast, Forecaster
 from anytune.evaluate.flips import Flips, disagreement, flips
 from anytune.evaluate.functional_similarity import Similarity, functional_similarity
 from anytune.evaluate.scores import higher_is_better, number
+from anytune.jobs.deltas import AnyDelta, install_delta
 from anytune.jobs.load import load
 from anytune.jobs.outdated import Moving, adapter_difference
 from anytune.jobs.scoring import Responses, Scorer
-from anytune.jobs.tuning import AnyDelta, install_delta
 from anytune.models.adapters import merge
 from anytune.models.base import Base
 from anytune.models.delta import FullDelta

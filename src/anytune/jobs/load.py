@@ -15,11 +15,11 @@ from anytune.engine.generation import LONGEST_RESPONSE, GreedyDecoding
 from anytune.engine.prediction import predict_logits, predict_tags, probabilities
 from anytune.engine.runtime import make_runtime
 from anytune.errors import DataError, DeltaError, StoreError
+from anytune.jobs.deltas import install_delta, load_delta
 from anytune.jobs.opening import base_of_delta, open_delta, open_store, open_task
 from anytune.jobs.recycle import check_labels, known_columns
 from anytune.jobs.scoring import EncodedTask, Scorer
 from anytune.jobs.tune import Source
-from anytune.jobs.tuning import install_delta, load_delta
 from anytune.manifests import MANIFEST_NAME, SAMPLE_NAME, Manifest, staged_folder
 from anytune.models.adapters import merge as merge_adapter
 from anytune.models.base import Base, save_base

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from anytune.errors import AnytuneError
-from anytune.jobs.tuning import AnyDelta, load_delta
+from anytune.jobs.deltas import AnyDelta, load_delta
 from anytune.models.adapters import INSIDE, AdapterDelta, head_modules
 from anytune.models.base import Base
 from anytune.models.bottleneck import is_bottleneck

@@ -19,8 +19,8 @@ from anytune.data.tasks import Example, Task
 from anytune.engine.runtime import Runtime, derive_seed
 from anytune.engine.settings import TrainingSettings
 from anytune.errors import AnytuneError, DataError, DeltaError, MethodError
+from anytune.jobs.deltas import AnyDelta, install_delta
 from anytune.jobs.moving import moved, moving_notes, own_delta
-from anytune.jobs.tuning import AnyDelta, install_delta
 from anytune.models.adapters import AdapterDelta, merge
 from anytune.models.base import Base
 from anytune.models.bottleneck import put_bottlenecks

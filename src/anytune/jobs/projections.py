@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from anytune.errors import DeltaError, MethodError
 from anytune.jobs.opening import open_delta, wrong_base
-from anytune.jobs.tuning import GivenProjection
+from anytune.jobs.tuning_plan import GivenProjection
 from anytune.methods.protocol import Method
 from anytune.methods.recycle.projection import FILE, PARTS, Projection
 from anytune.models.base import Base

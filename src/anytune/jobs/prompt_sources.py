@@ -15,8 +15,9 @@ import torch
 
 from anytune.data.tasks import Task
 from anytune.errors import DataError, DeltaError, SettingsError
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.opening import open_delta, wrong_base
-from anytune.jobs.tuning import GivenPrompt, load_delta
+from anytune.jobs.tuning_plan import GivenPrompt
 from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
 from anytune.models.prompt_files import prompt_of_adapter

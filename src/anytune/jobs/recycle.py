@@ -12,6 +12,7 @@ from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.engine.tracking import Tracking, tracking
 from anytune.errors import DataError, DeltaError, StoreError
 from anytune.jobs.command import check_seeds, recipe_of
+from anytune.jobs.deltas import AnyDelta
 from anytune.jobs.failures import are_kept
 from anytune.jobs.forecast import unwritten
 from anytune.jobs.opening import base_of_delta, fitting, open_base, open_delta, open_domain, open_store, open_task
@@ -21,7 +22,7 @@ from anytune.jobs.resuming import Resume, check_resume
 from anytune.jobs.run_all import forecast_all, tune_all
 from anytune.jobs.scoring import EncodedTask
 from anytune.jobs.tune import Source
-from anytune.jobs.tuning import AnyDelta, TuningPlan
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.manifests import Manifest, MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method

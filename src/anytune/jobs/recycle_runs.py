@@ -15,13 +15,14 @@ from anytune.errors import DeltaError, MethodError
 from anytune.evaluate.control_deltas import mean_delta, random_delta, with_body_of
 from anytune.jobs.bundles import BundledRun, run_bundles
 from anytune.jobs.command import Command
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.failures import failures_kept
 from anytune.jobs.opening import open_base
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recycle import recycle, recycling_plans
 from anytune.jobs.recycle_design import WHOLE, Design, Form, RecycleArm, Upgrade
 from anytune.jobs.tune import tune
-from anytune.jobs.tuning import TuningPlan, load_delta
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.jobs.workers import WORTH_SECONDS, may_spread, pretraining_seconds, that_fit
 from anytune.manifests import Parent, digest
 from anytune.models.adapters import AdapterDelta

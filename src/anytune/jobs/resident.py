@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from anytune.engine.runtime import Runtime, make_runtime
-from anytune.jobs.tuning import AnyDelta, install_delta
+from anytune.jobs.deltas import AnyDelta, install_delta
 from anytune.models.base import Base
 
 #: Kinds of head that are kept ready; further ones are made anew.

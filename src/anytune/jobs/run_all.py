@@ -12,7 +12,8 @@ from anytune.engine.runtime import Runtime
 from anytune.jobs.forecast import Forecast, Prepared, announce_precision, forecast_run
 from anytune.jobs.resuming import Resume, insist
 from anytune.jobs.scoring import EncodedTask
-from anytune.jobs.tuning import TuningPlan, name_of, prepared, tune_once
+from anytune.jobs.tuning import prepared, tune_once
+from anytune.jobs.tuning_plan import TuningPlan, name_of
 from anytune.store import Entry, Store
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from anytune.data.tasks import Task
 from anytune.errors import DeltaError, SettingsError
+from anytune.jobs.deltas import Outdated, load_delta
 from anytune.jobs.moving import complete_head
 from anytune.jobs.opening import open_delta, wrong_base
 from anytune.jobs.recycle import check_labels
-from anytune.jobs.tuning import Outdated, load_delta
 from anytune.manifests import MethodRecord
 from anytune.methods import registry
 from anytune.methods.protocol import Method

@@ -17,7 +17,7 @@ from anytune.jobs.failures import failures_kept
 from anytune.jobs.ranking import Ranking
 from anytune.jobs.transfer_design import RESTART_STRIDE, Design, TransferArm, settings_of
 from anytune.jobs.tune import tune
-from anytune.jobs.tuning import TuningPlan
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.store import Entry, Store
 from anytune.store.search import goodness
 

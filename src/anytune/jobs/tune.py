@@ -24,7 +24,7 @@ from anytune.jobs.resuming import Resume, check_resume, insist
 from anytune.jobs.run_all import forecast_all, tune_all
 from anytune.jobs.runs import Runs, floor_of
 from anytune.jobs.subsets import SubsetSeed
-from anytune.jobs.tuning import TuningPlan
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.jobs.workers import chosen_workers
 from anytune.methods import registry
 from anytune.models.base import Base

@@ -9,8 +9,9 @@ from typing import Any
 
 from anytune.errors import DeltaError
 from anytune.jobs.command import recipe_of
+from anytune.jobs.deltas import AnyDelta
+from anytune.jobs.keeping import PREDICTIONS_NAME
 from anytune.jobs.moving import moved
-from anytune.jobs.tuning import PREDICTIONS_NAME, AnyDelta
 from anytune.jobs.upgrade_runs import Bench, scaled, step_seconds, tuned_steps
 from anytune.jobs.upgrade_shelf import Found, Shelf
 from anytune.jobs.upgrade_steps import BY_NAME, Attempt, Decision, decide, ladder

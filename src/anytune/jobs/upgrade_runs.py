@@ -14,12 +14,12 @@ from anytune.engine.interrupts import InterruptedRunError
 from anytune.engine.progress import Reporter, Silent
 from anytune.engine.runtime import Runtime, make_runtime
 from anytune.errors import AnytuneError, DeltaError
+from anytune.jobs.deltas import AnyDelta, load_delta
 from anytune.jobs.moving import complete_head, moved
 from anytune.jobs.recycle import recycle
 from anytune.jobs.resident import Resident
 from anytune.jobs.scoring import Scorer
 from anytune.jobs.tune import tune
-from anytune.jobs.tuning import AnyDelta, load_delta
 from anytune.jobs.upgrade_shelf import Found, Shelf, rows_hash
 from anytune.jobs.upgrade_steps import BY_NAME, Attempt, best_coefficient, goal_of, reaches, worth
 from anytune.methods import registry

@@ -12,12 +12,12 @@ from anytune.data.tasks import Task
 from anytune.engine.runtime import make_runtime
 from anytune.engine.settings import training_settings
 from anytune.engine.trial import trial
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.forecast import Forecast
 from anytune.jobs.load import free_place, is_plugged_in, load, scored_task, store_for, unmergeable
 from anytune.jobs.opening import base_of_delta, open_delta
 from anytune.jobs.scoring import EncodedTask, Scorer
 from anytune.jobs.tune import Source
-from anytune.jobs.tuning import load_delta
 from anytune.manifests import caches_unwritten
 from anytune.methods.objective import objective_for
 from anytune.models.adapters import ADAPTER_FILE

@@ -27,7 +27,7 @@ from anytune.engine.fanout import worker_count
 from anytune.engine.processes import launched
 from anytune.engine.settings import total_steps
 from anytune.jobs.machine import free_memory
-from anytune.jobs.tuning import TuningPlan
+from anytune.jobs.tuning_plan import TuningPlan
 from anytune.models.base import Base
 
 WORTH_SECONDS = 20.0

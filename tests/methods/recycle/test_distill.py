@@ -12,7 +12,7 @@ from torch import nn
 import anytune
 from anytune.engine.runtime import make_runtime
 from anytune.errors import DataError, DeltaError, MethodError
-from anytune.jobs.tuning import load_delta
+from anytune.jobs.deltas import load_delta
 from anytune.methods import registry
 from anytune.methods.step import StepModule, total, trainable
 from anytune.methods.teaching import layer_pairs, state_at

@@ -10,7 +10,7 @@ import torch
 
 import anytune
 from anytune.errors import DataError, MethodError
-from anytune.jobs.tuning import load_delta
+from anytune.jobs.deltas import load_delta
 from anytune.methods.teaching import BlockStates
 from anytune.models.anatomy import anatomy_of
 from tests.conftest import COMMON, TOPICS, write_rows

@@ -37,10 +37,10 @@ from anytune.data.tasks import load_task
 from anytune.engine.loop import Evaluation
 from anytune.errors import DataError, DeltaError
 from anytune.evaluate.connectivity import path_between
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.load import evaluate
 from anytune.jobs.outdated import OutdatedInRun
 from anytune.jobs.recycle import recycling_plans
-from anytune.jobs.tuning import load_delta
 from anytune.methods import registry
 from anytune.methods.distillation import logit_distillation, patience
 from anytune.models.base import load_base

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 import anytune
 from anytune.engine.loop import Evaluation
 from anytune.evaluate.connectivity import path_between
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.opening import open_base
 from anytune.jobs.outdated import Moving
-from anytune.jobs.tuning import load_delta
 from anytune.manifests import file_hashes
 from anytune.models.difference import same_bits
 from anytune.models.fingerprint import fingerprint_state

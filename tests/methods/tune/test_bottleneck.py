@@ -7,9 +7,9 @@ import torch
 
 import anytune
 from anytune.errors import DeltaError, MethodError
+from anytune.jobs.deltas import load_delta
 from anytune.jobs.model_card import model_card
 from anytune.jobs.opening import open_base
-from anytune.jobs.tuning import load_delta
 from anytune.jobs.use_forecasts import forecast_writing
 from anytune.models.bottleneck import bottlenecks_of
 from anytune.models.fingerprint import fingerprint_state

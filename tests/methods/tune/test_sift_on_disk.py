@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 import anytune
-from anytune.jobs.tuning import load_delta
+from anytune.jobs.deltas import load_delta
 from anytune.models.delta import DELTA_FILE
 from anytune.store import Store
 from tests.contract.bench import Bench, equal
