@@ -41,3 +41,29 @@ def test_what_is_wrong_is_said_without_a_traceback(cli, tiny_base, tmp_path):
     told = cli("diagnose", tiny_base, tiny_base, "--points", 1)
     assert told.code == 2
     assert "points = 1" in told.err
+
+
+def test_a_damaged_delta_does_not_end_the_others_and_the_command_exits_2(
+    cli, tiny_base, other_base, tiny_task, tmp_path
+):
+    store = tmp_path / "store"
+    for seed, name in enumerate(("good", "bad")):
+        [made] = anytune.tune(tiny_base, tiny_task, method="lora", store=store, name=name, seeds=[seed],
+                              training={"steps": 2, "max_length": 16, "keep": "last"})  # fmt: skip
+    weights = made.folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    words = ("diagnose", tiny_base, other_base, "--store", store, "--points", 0, "--quiet", "--delta", "bad")
+    told = cli(*words, "--delta", "good", "--out", "page.html")
+    assert told.code == 2
+    assert "Traceback" not in told.err
+    listed = cli(*words, "--delta", "good", "--json")
+    assert listed.code == 2
+    bad, good = json.loads(listed.out)["deltas"]
+    assert (bad["verdict"], bad["before"]) == ("damaged", None)
+    assert good["verdict"] != "damaged"
+    assert good["before"] is not None
+    assert "put them back from a copy" in told.out
+    assert "put them back from a copy" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    alone = cli(*words)
+    assert alone.code == 2
+    assert alone.out == ""

@@ -17,7 +17,7 @@ SIMILARITY = {
 }  # fmt: skip
 DELTA = {
     "reference": "reviews-1a2b", "form": "lora", "task": "reviews", "metric": "accuracy", "size": 0.02,
-    "refusal": None, "rows": 256, "source": "stored sample", "disagreement": 0.125,
+    "refusal": None, "problem": None, "rows": 256, "source": "stored sample", "disagreement": 0.125,
     "flips": {"negative_rate": 0.0625}, "before": 0.9, "after": 0.8, "drop": 0.1, "measured": [0.02, 0.18],
     "forecast": {"kind": "texts", "drop": 0.05, "low": -0.01, "high": 0.11, "level": 0.9, "reuses": 40,
                  "upgrades": 8},

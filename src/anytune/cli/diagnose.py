@@ -53,6 +53,7 @@ def diagnose(
     )  # fmt: skip
     from anytune.cli.predict import file_texts
     from anytune.engine.progress import reporter
+    from anytune.errors import DeltaError
     from anytune.jobs.diagnose import diagnose as job
     from anytune.jobs.upgrade_steps import share_of
 
@@ -71,6 +72,8 @@ def diagnose(
         _print(record)
         if out is not None:
             show.say(f"\nthe page: {written}")
+    if any(one.problem for one in found.deltas):
+        raise typer.Exit(DeltaError.exit_code)
 
 
 def _print(record: dict[str, Any]) -> None:
@@ -104,8 +107,8 @@ def _print(record: dict[str, Any]) -> None:
          "barrier", "head similarity", "verdict"], rows,
     )  # fmt: skip
     for one in record["deltas"]:
-        if one["refusal"]:
-            show.say(f"{one['reference']}: {one['refusal']}", file=sys.stderr)
+        for reason in filter(None, (one["problem"], one["refusal"])):
+            show.say(f"{one['reference']}: {reason}", file=sys.stderr)
         for note in one["notes"]:
             show.say(f"note: {one['reference']}: {note}", file=sys.stderr)
     forecasts = [one["forecast"] for one in record["deltas"] if one["forecast"]]

@@ -15,10 +15,18 @@ from typing import Any
 from anytune.data.tasks import Task
 from anytune.engine.progress import Reporter, Silent
 from anytune.engine.runtime import make_runtime
-from anytune.errors import AnytuneError, DataError, SettingsError
+from anytune.errors import AnytuneError, DataError, DeltaError, SettingsError
 from anytune.evaluate.base_distance import BaseDistance, base_distance
 from anytune.evaluate.direct_forecast import FLOOR, Forecaster, shipped
-from anytune.jobs.diagnose_delta import ATTENTION_TEXTS, DeltaDiagnosis, Looking, Rows, diagnose_delta, labelled
+from anytune.jobs.diagnose_delta import (
+    ATTENTION_TEXTS,
+    DeltaDiagnosis,
+    Looking,
+    Rows,
+    diagnose_delta,
+    labelled,
+    unreadable,
+)
 from anytune.jobs.load import store_for, text_examples
 from anytune.jobs.opening import DEFAULT_STORE, base_of_delta, open_base, open_delta, open_store, open_task
 from anytune.jobs.outdated import Moving
@@ -92,7 +100,8 @@ def diagnose(
     Raises:
         WrongBaseError: a delta is not one of ``old``, or ``fresh`` not one of ``new``.
         DataError: task and texts are both given, or the task's labels are not a delta's.
-        BaseError, StoreError, DeltaError: something is not there or damaged.
+        BaseError, StoreError, DeltaError: something is not there or damaged. Of several deltas, one whose weights are
+            damaged does not end the others: its diagnosis says so.
     """
     if task is not None and texts is not None:
         raise DataError("a task and texts are given", why="One place to take texts from.", fix="--task FILE alone")
@@ -121,7 +130,13 @@ def diagnose(
         tell.say(f"delta: {entry.reference}")
         read = _rows_of(entry, task, kept, rows, columns)
         matching = beside if beside is not None and _same_task(entry, beside) else None
-        found.append(diagnose_delta(Moving(entry, before, after), read, distance, matching, how))
+        try:
+            found.append(diagnose_delta(Moving(entry, before, after), read, distance, matching, how))
+        except DeltaError as problem:
+            if len(entries) == 1:
+                raise
+            tell.say(f"{problem.what}; the other deltas go on")
+            found.append(unreadable(entry, problem))
     return Diagnosis(before.name, after.name, distance, tuple(found), how.forecaster.source)
 
 

@@ -16,7 +16,7 @@ from anytune.data.tasks import Example, Task
 from anytune.engine.loop import Evaluation
 from anytune.engine.prediction import Tags, predict_logits, predict_tags
 from anytune.engine.runtime import Runtime
-from anytune.errors import AnytuneError, DataError
+from anytune.errors import AnytuneError, DataError, DeltaError
 from anytune.evaluate.base_distance import BaseDistance, norm_of
 from anytune.evaluate.connectivity import Path, path_between
 from anytune.evaluate.direct_forecast import FLOOR, SHARES, Forecast, Forecaster, Reuse, delta_size
@@ -69,6 +69,7 @@ class DeltaDiagnosis:
     Attributes:
         size: length of the difference relative to the old base; None for soft prompts and what cannot be merged.
         refusal: why it cannot be put onto the new base; None where it can.
+        problem: what is wrong with its own weights; None where they can be read.
         rows: how many texts it was looked at with, and ``source``: where they are from.
         disagreement: share of answers (words, for tags) that change; needs no labels.
         before, after: main metric of the old tuned model, and of the delta as it is on the new base.
@@ -81,6 +82,7 @@ class DeltaDiagnosis:
     metric: str | None
     size: float | None
     refusal: str | None
+    problem: str | None = None
     rows: int = 0
     source: str = ""
     disagreement: float | None = None
@@ -120,10 +122,12 @@ class DeltaDiagnosis:
 
     @property
     def verdict(self) -> str:
-        """Whether direct reuse will do: "will do", "will not do", "undecided" or "impossible".
+        """Whether direct reuse will do: "will do", "will not do", "undecided", "impossible" or "damaged".
 
         What was measured decides where it can, and the forecast where it cannot.
         """
+        if self.problem is not None:
+            return "damaged"
         if self.refusal is not None:
             return "impossible"
         if self.measured is not None and self.measured[1] <= self.tolerance:
@@ -160,6 +164,15 @@ class Looking:
     batch_size: int
     tolerance: float
     forecaster: Forecaster
+
+
+def unreadable(entry: Entry, problem: DeltaError) -> DeltaDiagnosis:
+    """The diagnosis of a delta whose weights cannot be read."""
+    manifest = entry.manifest
+    return DeltaDiagnosis(
+        reference=entry.reference, form=manifest.form or "", task=manifest.task.name if manifest.task else "",
+        metric=entry.main_metric(), size=None, refusal=None, problem=str(problem),
+    )  # fmt: skip
 
 
 def diagnose_delta(

@@ -21,6 +21,7 @@ MEANING = {
     "will not do": "direct reuse will probably not do: initialize from it and tune, or distill",
     "undecided": "what is known does not say: score it on more labelled texts (--task)",
     "impossible": "cannot be put onto the new base: distill, or map",
+    "damaged": "its weights cannot be read: put them back from a copy, or tune it again",
 }
 #: reasons shown for tensors that cannot be compared
 REASONS_SHOWN = 8
@@ -148,7 +149,8 @@ def delta_panel(one: Mapping[str, Any]) -> dict[str, Any]:
     cka = [] if one["similarity"] is None else one["similarity"]["cka"]
     return {
         "reference": one["reference"], "task": one["task"], "verdict": one["verdict"],
-        "meaning": MEANING[one["verdict"]], "refusal": one["refusal"], "numbers": numbers, "pictures": pictures,
+        "meaning": MEANING[one["verdict"]], "refusal": one["problem"] or one["refusal"],
+        "numbers": numbers, "pictures": pictures,
         "heads": heads,
         "width": map_width(one["similarity"]) if heads else 0,
         "cka": [words.decimal(value, 3) for value in cka], "notes": one["notes"],
