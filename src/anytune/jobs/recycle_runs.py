@@ -21,6 +21,7 @@ from anytune.jobs.opening import open_base
 from anytune.jobs.pretrain import pretrain
 from anytune.jobs.recycle import recycle, recycling_plans
 from anytune.jobs.recycle_design import WHOLE, Design, Form, RecycleArm, Upgrade
+from anytune.jobs.scoring import encodings_kept
 from anytune.jobs.tune import tune
 from anytune.jobs.tuning_plan import TuningPlan
 from anytune.jobs.workers import WORTH_SECONDS, may_spread, pretraining_seconds, that_fit
@@ -378,8 +379,9 @@ def make(
 
 def make_runs(calls: Sequence[Mapping[str, Any]], reporter: Reporter) -> None:
     """Some runs, one after the other; one that diverges is stored as failed, one that is refused is told and left."""
-    for call in calls:
-        make_run(call, reporter)
+    with encodings_kept():
+        for call in calls:
+            make_run(call, reporter)
 
 
 def make_run(call: Mapping[str, Any], reporter: Reporter) -> str:

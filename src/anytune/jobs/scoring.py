@@ -15,7 +15,10 @@ first), so among steps of equal score the one with the lower loss is the better 
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +40,8 @@ from anytune.models.base import Base
 
 #: Responses decoded at each look at validation while a run trains.
 DECODED_WHILE_TRAINING = 64
+#: Tasks that stay tokenised inside :func:`encodings_kept`: those of a target with as many seeds.
+TASKS_KEPT = 16
 
 
 @dataclass
@@ -50,12 +55,35 @@ class EncodedTask:
     @classmethod
     def of(cls, task: Task, base: Base, max_length: int) -> EncodedTask:
         """Tokenise all splits (truncated at ``max_length`` tokens) as the base reads them."""
+        kept = _KEPT.get() if base.identity.vocabulary else None
+        key = (task.content, base.identity.vocabulary, max_length, base.anatomy.encoder_decoder)
+        if kept is not None and key in kept:
+            kept.move_to_end(key)
+            return kept[key]
         tokenizer = base.tokenizer()
         parts = (
             encode_task(rows, tokenizer, max_length, task.kind, base.anatomy.encoder_decoder)
             for rows in (task.train, task.validation, task.test)
         )
-        return cls(*parts)
+        made = cls(*parts)
+        if kept is not None:
+            kept[key] = made
+            while len(kept) > TASKS_KEPT:
+                kept.popitem(last=False)
+        return made
+
+
+_KEPT: ContextVar[OrderedDict[Any, EncodedTask] | None] = ContextVar("encodings_kept", default=None)
+
+
+@contextmanager
+def encodings_kept() -> Iterator[None]:
+    """Inside, tasks stay tokenised: commands of a grid that follow each other and read the same rows share them."""
+    before = _KEPT.set(OrderedDict())
+    try:
+        yield
+    finally:
+        _KEPT.reset(before)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from anytune.jobs.bundles import BundledRun, run_bundles
 from anytune.jobs.command import Command
 from anytune.jobs.failures import failures_kept
 from anytune.jobs.ranking import Ranking
+from anytune.jobs.scoring import encodings_kept
 from anytune.jobs.transfer_design import RESTART_STRIDE, Design, TransferArm, settings_of
 from anytune.jobs.tune import tune
 from anytune.jobs.tuning_plan import TuningPlan
@@ -235,6 +236,6 @@ def make(
 
 def make_runs(calls: Sequence[Mapping[str, Any]], reporter: Reporter) -> None:
     """Some runs, one after the other; one that diverges is stored as failed."""
-    with failures_kept():
+    with failures_kept(), encodings_kept():
         for call in calls:
             tune(**call, reporter=reporter, workers=1)
