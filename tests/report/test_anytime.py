@@ -18,7 +18,8 @@ from anytune.report.anytime_charts import frontier, heat_map, stage_curves
 from anytune.report.anytime_figures import write_anytime_figures
 from anytune.report.anytime_panel import Matrices, panel
 from anytune.report.anytime_tables import anytime_tables, failures, summary
-from anytune.report.anytime_views import arm_looks, views
+from anytune.report.anytime_views import Point, arm_looks, views
+from anytune.report.anytime_views import frontier as best_of
 from tests.report.anytime_lines import DOMAINS, made_up
 
 LINES, STAGES = made_up()
@@ -58,19 +59,41 @@ def test_without_row_0_the_scores_themselves_are_shown():
     assert heat.values[0][0] == pytest.approx(mean_score("sequential", 0, 1, "reviews", lines))
 
 
-def test_the_frontier_has_a_point_for_each_arm_and_its_runs_as_bars():
+def test_arms_stand_at_their_difference_to_the_control_over_the_streams_both_have():
     found = views(LINES)
-    runs = matrices(LINES)["anchored"].values()
-    point = found.points[1]
+    runs, others = (matrices(LINES)[arm] for arm in ("anchored", "sequential"))
+    control, point = found.points
     assert (point.arm, point.runs) == ("anchored", 6)
-    assert point.a == pytest.approx(np.mean([one.value("a_acc") for one in runs]))
-    assert point.o_ends == pytest.approx(
-        (min(one.value("o_acc") for one in runs), max(one.value("o_acc") for one in runs))
-    )
+    assert point.a == pytest.approx(np.mean([one.value("a_acc") for one in runs.values()]))
+    middle = np.mean([one.value("o_acc") for one in others.values()])
+    ends = [middle + runs[run].value("o_acc") - others[run].value("o_acc") for run in runs]
+    assert point.o_ends == pytest.approx((min(ends), max(ends)))
+    assert control.o_ends == pytest.approx((middle, middle))
     drawn = str(frontier(found.points, found))
     ElementTree.fromstring(drawn)
     assert f"anchored: {point.a:.2f} across, {point.o:.2f} up (6 runs)" in drawn
     assert frontier([], found) is None
+    # with one stream alone an arm is not moved by which one that is
+    few = [line for line in LINES if line["arm"] != "anchored" or (line["order"], line["seed"]) == (1, 0)]
+    [_, alone] = views(few).points
+    [run] = matrices(few)["anchored"]
+    moved = runs[run].value("a_acc") - others[run].value("a_acc")
+    assert alone.a == pytest.approx(control.a + moved)
+    assert alone.runs == 1
+
+
+def test_the_dashed_line_joins_the_best_settings_of_the_controls_method():
+    names = ("sequential", "slower", "worse", "other")
+    lines, stages = made_up(arms=names)
+    used = {name: "pretrain/ewc" if name == "other" else "pretrain/sequential" for name in names}
+    stages = [{**line, "method": [{"name": used[line["arm"]], "settings": {}}]} for line in stages]
+    found = views(lines, stages)
+    assert found.plain == ["sequential", "slower", "worse"]
+    places = {"sequential": (3.0, 0.0), "slower": (2.0, 1.0), "worse": (1.0, 0.5), "other": (4.0, 4.0)}
+    points = [Point(name, 1, a, o, (a, a), (o, o)) for name, (a, o) in places.items()]
+    assert best_of(points, found.plain) == [(2.0, 1.0), (3.0, 0.0)]
+    assert str(frontier(points, found)).count('class="target"') == 1
+    assert 'class="target"' not in str(frontier(points[:1], found))
 
 
 def test_curves_over_stages_are_means_over_the_cells_of_their_kind():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from anytune.report.anytime_views import Heat, Path, Point, Views
+from anytune.report.anytime_views import frontier as best_of
 from anytune.report.panels import Scale, scale_over
 from anytune.report.svg import marker, path, tag, ticks
 from anytune.report.words import decimal, signed
@@ -62,9 +63,10 @@ def frontier(
     across_name: str = "A_Acc: adaptation",
     up_name: str = "O_Acc: domains not seen yet",
 ) -> Markup | None:
-    """O_Acc upwards against A_Acc to the right: further up and to the right is better; bars run over the runs.
+    """O_Acc upwards against A_Acc to the right: further up and to the right is better.
 
-    With other names it is the gains in held-out loss that are drawn.
+    Bars run over the runs' differences to the control; the dashed line joins the best settings of the control's own
+    method. With other names it is the gains in held-out loss that are drawn.
     """
     if not points:
         return None
@@ -72,6 +74,9 @@ def frontier(
     up = scale_over([end for point in points for end in point.o_ends])
     at = placing(across, up)
     parts = axes(at, across, up, across_name, up_name)
+    line = best_of(points, views.plain)
+    if len(line) > 1:
+        parts.append(tag("path", d=path([at(*place) for place in line]), class_="target"))
     for point in points:
         slot, x, y = f"arm-{views.looks[point.arm].slot}", *at(point.a, point.o)
         sideways = path([at(point.a_ends[0], point.o), at(point.a_ends[1], point.o)])

@@ -11,7 +11,7 @@ from typing import Any
 from anytune.evaluate.anytime import METRICS, Line
 from anytune.manifests import write_atomic
 from anytune.report.anytime_charts import KINDS
-from anytune.report.anytime_views import Point, Views, views
+from anytune.report.anytime_views import Point, Views, frontier, views
 from anytune.report.arms import Look
 from anytune.report.figures import COLOURS, MARKERS, matplotlib_figure, plain_text, save_figure
 
@@ -35,8 +35,8 @@ def write_anytime_figures(lines: Sequence[Line], folder: str | Path, stages: Seq
     written: list[Path] = []
     figures: list[tuple[str, bool, Callable[[Any, Views], Any], Iterable[Sequence[Any]]]] = [
         ("heat-maps", bool(found.heats), _heat_maps, _heat_numbers(found)),
-        ("o-against-a", bool(found.points), _frontier, _frontier_numbers(found.points, "acc")),
-        ("o-against-a-losses", bool(found.loss_points), _loss_frontier, _frontier_numbers(found.loss_points, "gain")),
+        ("o-against-a", bool(found.points), _score_points, _frontier_numbers(found.points, "acc")),
+        ("o-against-a-losses", bool(found.loss_points), _loss_points, _frontier_numbers(found.loss_points, "gain")),
         ("stages", bool(found.paths), _stages, _stage_numbers(found)),
         ("arms", bool(found.bars), _arms, _arm_numbers(found)),
     ]
@@ -77,17 +77,20 @@ def _heat_maps(figure_class: Any, found: Views) -> Any:
     return figure
 
 
-def _frontier(figure_class: Any, found: Views) -> Any:
+def _score_points(figure_class: Any, found: Views) -> Any:
     return _scatter(figure_class, found, found.points, "A_Acc (adaptation)", "O_Acc (domains not seen yet)")
 
 
-def _loss_frontier(figure_class: Any, found: Views) -> Any:
+def _loss_points(figure_class: Any, found: Views) -> Any:
     return _scatter(figure_class, found, found.loss_points, "fall of the loss on a stage's own domain (0.01 nats)",
                     "fall on domains not seen yet (0.01 nats)")  # fmt: skip
 
 
 def _scatter(figure_class: Any, found: Views, points: Sequence[Point], across: str, up: str) -> Any:
     figure, plot = _plot(figure_class, across, up)
+    line = frontier(points, found.plain)
+    if len(line) > 1:
+        plot.plot(*zip(*line, strict=True), color=COLOURS[1], linewidth=0.8, linestyle="--", zorder=0)
     for point in points:
         look = found.looks[point.arm]
         plot.errorbar(
@@ -95,7 +98,7 @@ def _scatter(figure_class: Any, found: Views, points: Sequence[Point], across: s
             yerr=[[point.o - point.o_ends[0]], [point.o_ends[1] - point.o]], fmt=MARKERS[look.shape],
             color=COLOURS[look.slot], elinewidth=0.8, alpha=0.9, label=plain_text(point.arm),
         )  # fmt: skip
-    plot.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
     return figure
 
 
@@ -117,7 +120,7 @@ def _stages(figure_class: Any, found: Views) -> Any:
         plot.set_ylabel("points" if place == 1 else "")
         plot.set_xticks(sorted({stage for one in own for stage, *_ in one.points}))
         plot.spines[["top", "right"]].set_visible(False)
-    plot.legend(frameon=False, fontsize=8)
+    figure.legend(*plot.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=7)
     return figure
 
 
@@ -141,7 +144,7 @@ def _arms(figure_class: Any, found: Views) -> Any:
 
 
 def _plot(figure_class: Any, across: str, up: str) -> tuple[Any, Any]:
-    figure = figure_class(figsize=(5.6, 4.4), layout="constrained")
+    figure = figure_class(figsize=(7.4, 4.4), layout="constrained")
     plot = figure.add_subplot()
     plot.set_xlabel(across)
     plot.set_ylabel(up)

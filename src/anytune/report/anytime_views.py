@@ -54,7 +54,9 @@ class Heat:
 class Point:
     """An arm where its adaptation is measured to the right and its generalisation upwards.
 
-    ``a`` and ``o`` are means over runs, ``a_ends`` and ``o_ends`` their smallest and largest run.
+    The control stands at its mean over runs, and an arm as far from it as over the runs that both have, so that an arm
+    with fewer streams is not moved by which they are. ``a_ends`` and ``o_ends`` are the smallest and the largest of
+    these differences.
     """
 
     arm: str
@@ -96,6 +98,8 @@ class Views:
     bars: Sequence[Bar]
     #: gains in held-out loss, in hundredths of a nat: own domains to the right, those to come upwards
     loss_points: Sequence[Point] = ()
+    #: arms of the control's method, itself among them: what its settings alone can reach
+    plain: Sequence[str] = ()
 
 
 def views(lines: Sequence[Line], stages: Sequence[Line] = ()) -> Views:
@@ -116,18 +120,47 @@ def views(lines: Sequence[Line], stages: Sequence[Line] = ()) -> Views:
         _heat(arm, order, group) for arm in arms for order, group in of_orders(found[arm]).items()
     ]  # fmt: skip
     paths = [path for arm in arms for kind in _KINDS if (path := _path(arm, kind, found[arm])) is not None]
-    points = _points(arms, tables["a_acc"], tables["o_acc"])
-    a, o = columns(loss_matrices(stages), lines[0]["control"], ("a_gain", "o_gain"))
-    return Views(arm_looks(arms), heats, points, paths, bars, _points(arms, a, o))
+    control = lines[0]["control"]
+    points = _points(arms, control, tables["a_acc"], tables["o_acc"])
+    a, o = columns(loss_matrices(stages), control, ("a_gain", "o_gain"))
+    return Views(
+        arm_looks(arms), heats, points, paths, bars, _points(arms, control, a, o), _of_one_method(stages, control)
+    )
 
 
-def _points(arms: Sequence[str], across: Column, up: Column) -> list[Point]:
+def _points(arms: Sequence[str], control: str, across: Column, up: Column) -> list[Point]:
     points = []
     for arm in arms:
-        a, o = across.summary(arm), up.summary(arm)
-        if a is not None and o is not None:
-            points.append(Point(arm, a.n, a.mean, o.mean, (a.minimum, a.maximum), (o.minimum, o.maximum)))
+        placed = [_placed(column, arm, control) for column in (across, up)]
+        if placed[0] is not None and placed[1] is not None:
+            (a, *a_ends, runs), (o, *o_ends, _) = placed
+            points.append(Point(arm, runs, a, o, (a_ends[0], a_ends[1]), (o_ends[0], o_ends[1])))
     return points
+
+
+def _placed(column: Column, arm: str, control: str) -> tuple[float, float, float, int] | None:
+    """Mean, ends and number of runs of an arm, seen from the control over the runs that both have."""
+    own, other = column.values.get(arm, {}), column.values.get(control, {})
+    both = [run for run in own if run in other]
+    centre = float(np.mean(list(other.values()))) if both else 0.0
+    values = [centre + own[run] - other[run] for run in both] or list(own.values())
+    return (float(np.mean(values)), min(values), max(values), len(values)) if values else None
+
+
+def _of_one_method(stages: Sequence[Line], control: str) -> list[str]:
+    """The arms that are the control's method at any rate, length or setting."""
+    used = {line["arm"]: [one["name"] for one in line.get("method") or []] for line in stages if line["arm"]}
+    return [arm for arm, names in used.items() if names and names == used.get(control)]
+
+
+def frontier(points: Sequence[Point], arms: Sequence[str]) -> list[tuple[float, float]]:
+    """Where the best of some arms stand, from left to right: those that no other one is both right of and above."""
+    own = [one for one in points if one.arm in arms]
+    best = [
+        one for one in own
+        if not any(other.a >= one.a and other.o >= one.o and (other.a, other.o) != (one.a, one.o) for other in own)
+    ]  # fmt: skip
+    return sorted({(one.a, one.o) for one in best})
 
 
 def _heat(arm: str, order: int, group: Sequence[AccuracyMatrix]) -> Heat:
