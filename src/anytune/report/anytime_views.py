@@ -131,10 +131,9 @@ def views(lines: Sequence[Line], stages: Sequence[Line] = ()) -> Views:
 def _points(arms: Sequence[str], control: str, across: Column, up: Column) -> list[Point]:
     points = []
     for arm in arms:
-        placed = [_placed(column, arm, control) for column in (across, up)]
-        if placed[0] is not None and placed[1] is not None:
-            (a, *a_ends, runs), (o, *o_ends, _) = placed
-            points.append(Point(arm, runs, a, o, (a_ends[0], a_ends[1]), (o_ends[0], o_ends[1])))
+        a, o = _placed(across, arm, control), _placed(up, arm, control)
+        if a is not None and o is not None:
+            points.append(Point(arm, a[3], a[0], o[0], (a[1], a[2]), (o[1], o[2])))
     return points
 
 
