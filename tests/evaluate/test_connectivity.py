@@ -188,7 +188,7 @@ def test_the_time_of_a_path_is_that_of_its_evaluations():
 
 def test_in_adapter_mode_backbone_adapter_and_head_are_all_interpolated(tiny_base, other_base):
     """The published script puts adapter 1 on the other backbone; here each end is an adapter on its own."""
-    from anytune.models.adapters import make_lora
+    from anytune.models.peft_models import make_lora
 
     ends = []
     for folder, seed in ((tiny_base, 0), (other_base, 1)):

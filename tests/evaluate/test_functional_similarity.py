@@ -137,7 +137,7 @@ def test_every_kind_shows_its_attention_and_attends_as_before_afterwards(kind, t
 
 
 def test_adapters_and_deep_prompts_are_read_too(tiny_base, runtime):
-    from anytune.models.adapters import make_lora
+    from anytune.models.peft_models import make_lora
     from anytune.models.soft_prompt_config import SoftPromptConfig
     from anytune.models.soft_prompts import attach_prompt, make_prompt
 

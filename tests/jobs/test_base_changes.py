@@ -16,7 +16,7 @@ from anytune.jobs.deltas import load_delta
 from anytune.jobs.opening import open_base
 from anytune.jobs.recycle import recycling_plans
 from anytune.manifests import file_hashes
-from anytune.models.adapters import merge as merge_adapter
+from anytune.models.peft_models import merge as merge_adapter
 from anytune.store import Store
 from tests.jobs.upgraded import changed, nudged, other_shape, positions, renumbered
 

@@ -80,7 +80,7 @@ def test_forms_and_sizes(every, tiny_base, store):
     for form, one in (("full", full), ("lora", lora)):
         tuned = anytune.load(form, store=store, base=tiny_base)[0]
         if form == "lora":
-            from anytune.models.adapters import merge
+            from anytune.models.peft_models import merge
 
             tuned = merge(tuned)
         held = base.tensors()

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from anytune import compat
 from anytune.errors import DeltaError
-from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE, AdapterDelta, head_modules, make_lora, merge, move_copy
+from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE, AdapterDelta, move_copy
 from anytune.models.base import load_base, save_base
 from anytune.models.difference import same_bits
+from anytune.models.peft_models import head_modules, make_lora, merge
 from tests.models.conftest import KINDS, LABELS, equal_bits, logits, scatter
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anytune.models.adapters import make_lora
 from anytune.models.answering import left_aligned, task_output
 from anytune.models.base import load_base
+from anytune.models.peft_models import make_lora
 from tests.models.conftest import LABELS, scatter
 from tests.models.kinds import DECODERS, ENCODERS, KINDS, make_kind
 

@@ -9,7 +9,6 @@ import torch
 
 from anytune import compat
 from anytune.errors import DeltaError, MethodError
-from anytune.models.adapters import make_lora
 from anytune.models.anatomy import anatomy_of
 from anytune.models.bottleneck import (
     BottleneckConfig,
@@ -20,6 +19,7 @@ from anytune.models.bottleneck import (
     put_bottlenecks,
 )
 from anytune.models.delta import FullDelta
+from anytune.models.peft_models import make_lora
 from tests.models.conftest import LABELS
 from tests.models.test_anatomy import ALL, batch_of, model_of
 

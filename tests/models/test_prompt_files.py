@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from anytune import compat
 from anytune.errors import DeltaError, StoreError
-from anytune.models.adapters import AdapterDelta, merge
+from anytune.models.adapters import AdapterDelta
 from anytune.models.anatomy import anatomy_of
 from anytune.models.base import load_base
+from anytune.models.peft_models import merge
 from anytune.models.prompt_files import PTUNING_VALUES, export_ptuning, import_ptuning, prompt_of_adapter
 from anytune.models.soft_prompt_config import SoftPromptConfig, config_from_peft, peft_settings
 from anytune.models.soft_prompts import attach_prompt, layout_of, make_prompt, prompt_of

@@ -11,13 +11,13 @@ from torch import nn
 
 from anytune import compat
 from anytune.errors import BaseError, DataError, MethodError
-from anytune.models.adapters import make_lora
 from anytune.models.anatomy import anatomy_of
 from anytune.models.answering import task_output
 from anytune.models.dropout import set_dropout
 from anytune.models.hyperprompt import make_hyperprompt, reading_module, word_table
 from anytune.models.hyperprompt_config import HyperPromptConfig
 from anytune.models.language_modelling import causal_lm_loss, labelled_hidden, language_model_loss
+from anytune.models.peft_models import make_lora
 from anytune.models.prompted import attach, given_prompt, hyperprompt_of, placed, reading, within_pass
 from tests.models.kinds import DECODERS, ENCODERS, KINDS, POSITIONS, make_config, make_model
 

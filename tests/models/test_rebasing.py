@@ -8,8 +8,9 @@ import torch
 from anytune import compat
 from anytune.errors import DeltaError
 from anytune.jobs.outdated import adapter_difference
-from anytune.models.adapters import AdapterDelta, merge
+from anytune.models.adapters import AdapterDelta
 from anytune.models.difference import same_bits
+from anytune.models.peft_models import merge
 from anytune.models.plain_lora import as_plain_lora, is_convertible
 from anytune.models.rebasing import move_copy, rescaled
 from anytune.models.vocabulary import Rows, align

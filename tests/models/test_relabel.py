@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from anytune.errors import DataError, DeltaError
-from anytune.models.adapters import AdapterDelta, make_lora
+from anytune.models.adapters import AdapterDelta
 from anytune.models.base import load_base
 from anytune.models.delta import FullDelta
+from anytune.models.peft_models import make_lora
 from anytune.models.relabel import label_order, output_names, relabelled, renamed_head, with_renamed_head
 from tests.models.conftest import LABELS, scatter
 from tests.models.kinds import KINDS, make_kind

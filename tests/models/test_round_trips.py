@@ -9,11 +9,12 @@ import torch
 from safetensors import safe_open
 
 from anytune import compat
-from anytune.models.adapters import AdapterDelta, make_lora, merge
+from anytune.models.adapters import AdapterDelta
 from anytune.models.answering import task_output
 from anytune.models.base import load_base, save_base
 from anytune.models.delta import FullDelta
 from anytune.models.fingerprint import fingerprint_state
+from anytune.models.peft_models import make_lora, merge
 from anytune.models.weights import write_tensors
 from tests.models.conftest import LABELS, equal_bits, scatter
 from tests.models.kinds import DECODERS, ENCODERS, KINDS, POSITIONS, VARIANTS, make_kind

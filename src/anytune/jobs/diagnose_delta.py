@@ -27,9 +27,9 @@ from anytune.jobs.deltas import AnyDelta, install_delta
 from anytune.jobs.load import load
 from anytune.jobs.outdated import Moving, adapter_difference
 from anytune.jobs.scoring import Responses, Scorer
-from anytune.models.adapters import merge
 from anytune.models.base import Base
 from anytune.models.delta import FullDelta
+from anytune.models.peft_models import merge
 from anytune.models.soft_prompt_config import is_soft_prompt
 from anytune.store import Entry, Store
 

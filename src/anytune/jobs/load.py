@@ -21,9 +21,9 @@ from anytune.jobs.recycle import check_labels, known_columns
 from anytune.jobs.scoring import EncodedTask, Scorer
 from anytune.jobs.tune import Source
 from anytune.manifests import MANIFEST_NAME, SAMPLE_NAME, Manifest, staged_folder
-from anytune.models.adapters import merge as merge_adapter
 from anytune.models.base import Base, save_base
 from anytune.models.delta_file import read_delta
+from anytune.models.peft_models import merge as merge_adapter
 from anytune.models.probe import check_probe
 from anytune.models.soft_prompts import prompt_of
 from anytune.store import Entry, Store

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 from anytune.errors import AnytuneError
 from anytune.jobs.deltas import AnyDelta, load_delta
-from anytune.models.adapters import INSIDE, AdapterDelta, head_modules
+from anytune.models.adapters import INSIDE, AdapterDelta
 from anytune.models.base import Base
 from anytune.models.bottleneck import is_bottleneck
 from anytune.models.delta import FullDelta
 from anytune.models.fit import reasons_against, refuse
+from anytune.models.peft_models import head_modules
 from anytune.models.plain_lora import as_plain_lora, is_convertible
 from anytune.models.prompt_files import BEFORE
 from anytune.models.relabel import (

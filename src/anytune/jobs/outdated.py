@@ -21,11 +21,12 @@ from anytune.engine.settings import TrainingSettings
 from anytune.errors import AnytuneError, DataError, DeltaError, MethodError
 from anytune.jobs.deltas import AnyDelta, install_delta
 from anytune.jobs.moving import moved, moving_notes, own_delta
-from anytune.models.adapters import AdapterDelta, merge
+from anytune.models.adapters import AdapterDelta
 from anytune.models.base import Base
 from anytune.models.bottleneck import put_bottlenecks
 from anytune.models.delta import FullDelta
 from anytune.models.difference import subtract
+from anytune.models.peft_models import merge
 from anytune.models.soft_prompt_config import is_soft_prompt
 from anytune.store import Entry
 

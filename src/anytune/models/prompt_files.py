@@ -198,7 +198,7 @@ def _heads(model: nn.Module, state: Mapping[str, Tensor], head_names: Collection
 
 
 def _modules(model: nn.Module, heads: Iterable[str]) -> list[str]:
-    from anytune.models.adapters import head_modules
+    from anytune.models.peft_models import head_modules
 
     return head_modules(model, heads)
 

@@ -10,7 +10,7 @@ from anytune.errors import MethodError
 from anytune.jobs.opening import open_base
 from anytune.methods.consistency import EarlierSelf
 from anytune.methods.step import total
-from anytune.models.adapters import make_lora
+from anytune.models.peft_models import make_lora
 from anytune.models.prompted import hyperprompt_of
 from tests.methods.pretrain.prompted_step import SMALL, ready
 from tests.models.kinds import DECODERS, KINDS, VARIANTS, make_kind

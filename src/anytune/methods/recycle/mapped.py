@@ -40,7 +40,7 @@ from anytune.methods.of_stream import answering, on_device
 from anytune.methods.outdated import outdated_of
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
-from anytune.models.adapters import HARMLESS_STARTS, AdapterDelta, make_lora
+from anytune.models.adapters import HARMLESS_STARTS, AdapterDelta
 from anytune.models.anatomy import ANATOMIES
 from anytune.models.mapping import (
     Factors,
@@ -52,6 +52,7 @@ from anytune.models.mapping import (
     resemblance,
     shared_words,
 )
+from anytune.models.peft_models import make_lora
 from anytune.models.permutation import Symmetry, symmetries
 
 OTHER_WAY = "--method distill   (learns from the old model, whatever its shape)"

@@ -25,7 +25,7 @@ from torch import nn
 
 from anytune.methods.protocol import Method, Run
 from anytune.methods.registry import register
-from anytune.models.adapters import make_lora
+from anytune.models.peft_models import make_lora
 
 
 @register
