@@ -540,7 +540,13 @@ def test_figures_say_how_many_components_are_in_use_and_how_like_prompts_are_to_
     assert one.method.figures() == {}
     one.terms()
     found = one.method.figures()
-    assert found.keys() == {"agreement", "disagreement", "components", "entropy", "cosine_to_random"}
+    assert found.keys() == {
+        "agreement", "disagreement", "components", "entropy", "cosine_between_texts", "cosine_to_random",
+    }  # fmt: skip
+    prompts = one.method._prompt.detach().flatten(1)
+    pairs = [(a, b) for a in range(len(prompts)) for b in range(len(prompts)) if a != b]
+    alike = [float(torch.cosine_similarity(prompts[a], prompts[b], dim=0)) for a, b in pairs]
+    assert found["cosine_between_texts"] == pytest.approx(sum(alike) / len(alike), abs=1e-5)
     assert 1 <= found["components"] <= 4
     assert 0 <= found["entropy"] <= math.log(4)
     assert -1 <= found["cosine_to_random"] <= 1
@@ -553,6 +559,7 @@ def test_figures_say_how_many_components_are_in_use_and_how_like_prompts_are_to_
         one.hyperprompt.weigh.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
     one.terms()
     assert one.method.figures()["components"] == pytest.approx(1.0)
+    assert one.method.figures()["cosine_between_texts"] == pytest.approx(1.0), "one component for all texts"
 
 
 def test_gradient_norms_of_the_terms_are_those_of_their_gradients(tiny_base):

@@ -21,8 +21,11 @@ hypernetwork and its frozen encoder beside them; ``length`` more positions. Memo
 from the second stage on (the encoder is the first base; an encoder-decoder's lies beside the copy from the first on),
 and AdamW's state for the hypernetwork. ``loss_share`` and ``loss_every`` save passes, ``preset: light`` most of all
 that. A prompted base costs more in tuning, too.
-When not to use it: when no unseen domain matters, or the base is so small that the hypernetwork outweighs it; where
-plain training at a lower rate keeps unseen domains as well (compare them).
+When not to use it: when no unseen domain matters, or the base is so small that the hypernetwork outweighs it. On six
+real domains and two layers no rate of plain training with as many steps learnt as much and kept as much; plain
+training that went over the same text 3.4 times at a third of the rate, which costs the same, did. Compare with that
+first. Tuned scores did not tell the two apart. And watch ``cosine_between_texts`` in the log: there the prompts soon
+were nearly the same for every text, one prompt that suits the text of the moment.
 Choices of ours: nearly all of it, each a setting. The hypernetwork reads the masked text, or a hidden word would show
 through the prompt; in a decoder only the first ``reads`` tokens, which then carry no loss (held-out losses score all
 tokens, so there its prompt is written from the first one alone). It reads through a frozen copy of the first base, has
@@ -538,7 +541,8 @@ class HPrompt(Method):
         ``agreement``, ``disagreement``: the two terms, weighted, of the last step in which they were due.
         ``components``: the effective number of components in use. ``entropy``: of a text's weights over them, in nats.
         ``cosine_to_random``: between texts' prompts and the random ones of the last step that drew some, the mean;
-        near 1, agreement and disagreement ask for opposite things.
+        near 1, agreement and disagreement ask for opposite things. ``cosine_between_texts``: between the prompts of
+        two texts of the batch, the mean over all pairs; near 1, there is one prompt for all of them.
         """
         found = {name: float(term) for name, term in self._last.items()}
         if self._alpha is None:
@@ -547,6 +551,10 @@ class HPrompt(Method):
             "components": float(effective_number(self._alpha)),
             "entropy": float(weight_entropy(self._alpha)),
         }
+        if isinstance(self._prompt, Tensor) and len(self._prompt) > 1:
+            each = unit(self._prompt.detach().flatten(1))
+            count = len(each)
+            found["cosine_between_texts"] = float((each @ each.T).sum() - each.square().sum()) / (count * (count - 1))
         if isinstance(self._random, Tensor) and isinstance(self._prompt, Tensor):
             own, random = (unit(one.detach().flatten(1)) for one in (self._prompt, self._random))
             count = min(len(own), len(random))
