@@ -25,7 +25,7 @@ When not to use it: when no unseen domain matters, or the base is so small that 
 real domains and two layers no rate of plain training with as many steps learnt as much and kept as much; plain
 training that went over the same text 3.4 times at a third of the rate, which costs the same, did. Compare with that
 first. Tuned scores did not tell the two apart. And watch ``cosine_between_texts`` in the log: there the prompts soon
-were nearly the same for every text, one prompt that suits the text of the moment.
+were nearly the same for every text, and ``prompt: constant`` did as well; agreement was what helped.
 Choices of ours: nearly all of it, each a setting. The hypernetwork reads the masked text, or a hidden word would show
 through the prompt; in a decoder only the first ``reads`` tokens, which then carry no loss (held-out losses score all
 tokens, so there its prompt is written from the first one alone). It reads through a frozen copy of the first base, has
