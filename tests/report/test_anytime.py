@@ -18,8 +18,7 @@ from anytune.report.anytime_charts import frontier, heat_map, stage_curves
 from anytune.report.anytime_figures import write_anytime_figures
 from anytune.report.anytime_panel import Matrices, panel
 from anytune.report.anytime_tables import anytime_tables, failures, summary
-from anytune.report.anytime_views import Point, arm_looks, views
-from anytune.report.anytime_views import frontier as best_of
+from anytune.report.anytime_views import Point, arm_looks, best_settings, views
 from tests.report.anytime_lines import DOMAINS, made_up
 
 LINES, STAGES = made_up()
@@ -91,7 +90,7 @@ def test_the_dashed_line_joins_the_best_settings_of_the_controls_method():
     assert found.plain == ["sequential", "slower", "worse"]
     places = {"sequential": (3.0, 0.0), "slower": (2.0, 1.0), "worse": (1.0, 0.5), "other": (4.0, 4.0)}
     points = [Point(name, 1, a, o, (a, a), (o, o)) for name, (a, o) in places.items()]
-    assert best_of(points, found.plain) == [(2.0, 1.0), (3.0, 0.0)]
+    assert best_settings(points, found.plain) == [(2.0, 1.0), (3.0, 0.0)]
     assert str(frontier(points, found)).count('class="target"') == 1
     assert 'class="target"' not in str(frontier(points[:1], found))
 

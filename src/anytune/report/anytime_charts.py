@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from anytune.report.anytime_views import Heat, Path, Point, Views
-from anytune.report.anytime_views import frontier as best_of
+from anytune.report.anytime_views import Heat, Path, Point, Views, best_settings
 from anytune.report.panels import Scale, scale_over
 from anytune.report.svg import marker, path, tag, ticks
 from anytune.report.words import decimal, signed
@@ -74,7 +73,7 @@ def frontier(
     up = scale_over([end for point in points for end in point.o_ends])
     at = placing(across, up)
     parts = axes(at, across, up, across_name, up_name)
-    line = best_of(points, views.plain)
+    line = best_settings(points, views.plain)
     if len(line) > 1:
         parts.append(tag("path", d=path([at(*place) for place in line]), class_="target"))
     for point in points:

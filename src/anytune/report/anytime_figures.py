@@ -11,7 +11,7 @@ from typing import Any
 from anytune.evaluate.anytime import METRICS, Line
 from anytune.manifests import write_atomic
 from anytune.report.anytime_charts import KINDS
-from anytune.report.anytime_views import Point, Views, frontier, views
+from anytune.report.anytime_views import Point, Views, best_settings, views
 from anytune.report.arms import Look
 from anytune.report.figures import COLOURS, MARKERS, matplotlib_figure, plain_text, save_figure
 
@@ -88,7 +88,7 @@ def _loss_points(figure_class: Any, found: Views) -> Any:
 
 def _scatter(figure_class: Any, found: Views, points: Sequence[Point], across: str, up: str) -> Any:
     figure, plot = _plot(figure_class, across, up)
-    line = frontier(points, found.plain)
+    line = best_settings(points, found.plain)
     if len(line) > 1:
         plot.plot(*zip(*line, strict=True), color=COLOURS[1], linewidth=0.8, linestyle="--", zorder=0)
     for point in points:

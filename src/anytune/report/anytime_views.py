@@ -152,7 +152,7 @@ def _of_one_method(stages: Sequence[Line], control: str) -> list[str]:
     return [arm for arm, names in used.items() if names and names == used.get(control)]
 
 
-def frontier(points: Sequence[Point], arms: Sequence[str]) -> list[tuple[float, float]]:
+def best_settings(points: Sequence[Point], arms: Sequence[str]) -> list[tuple[float, float]]:
     """Where the best of some arms stand, from left to right: those that no other one is both right of and above."""
     own = [one for one in points if one.arm in arms]
     best = [
