@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -95,6 +96,31 @@ def test_a_measure_that_only_likes_sources_is_tested_by_exchanging_sources():
     exact = [abs(spearman(guess[list(order), 0], truth[:, 0])) for order in itertools.permutations(range(5))]
     share = np.mean(np.array(exact) >= abs(spearman(guess[:, 0], truth[:, 0])) - 1e-12)
     assert found.p == pytest.approx(share, abs=0.06)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_exchanging_sources_counts_what_one_order_after_another_would(seed):
+    """Ties, pairs without a number and constant columns among them; more orders than are compared at once."""
+    draw = np.random.default_rng(seed)
+    guess, truth = (draw.integers(0, 4, (5, 3)).astype(float) for _ in range(2))
+    guess[draw.random((5, 3)) < 0.2] = math.nan
+    truth[:, 0] = truth[0, 0] if seed % 3 == 0 else truth[:, 0]
+
+    def mean_of_columns(order):
+        moved, found = guess[order], []
+        for place in range(3):
+            own = np.isfinite(moved[:, place])
+            found += [spearman(moved[own, place], truth[own, place])] if own.any() else []
+        known = [one for one in found if not math.isnan(one)]
+        return np.mean(known) if known else math.nan
+
+    with mock.patch("anytune.evaluate.metric_quality._COMPARED", 5 * 3 * 5 * 7):
+        found = evaluate_metric(guess, truth, permutations=40)
+    orders = np.random.default_rng(0)
+    observed = mean_of_columns(np.arange(5))
+    beyond = [abs(mean_of_columns(orders.permutation(5))) >= abs(observed) - 1e-12 for _ in range(40)]
+    assert found.p == (None if math.isnan(observed) else pytest.approx((1 + sum(beyond)) / 41, abs=1e-12))
 
 
 def test_regret_falls_with_k_and_that_of_a_constant_measure_is_that_of_random_sources():
