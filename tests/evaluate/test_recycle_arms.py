@@ -121,6 +121,23 @@ def test_areas_are_read_of_curves_as_long_as_the_controls():
     assert areas(section, "long", column) == {}
 
 
+def test_a_run_that_diverged_has_the_floor_for_a_curve_on_either_side():
+    lines = grid({"initialize": 0.1})
+    for one in lines:
+        if (one["seed"], one["arm"]) in ((0, "initialize"), (1, "fresh")):
+            one.update(test=None, failed="the loss was nan", curve=one["curve"][:2])
+    [section] = sections(lines)
+    column = Column("v1", "a")
+    assert areas(section, "initialize", column)[0] is None
+    assert areas(section, "fresh", column)[1] is None
+    assert areas(section, "initialize", column)[1] > 50
+    both = [{seed: 30.0 if one is None else one for seed, one in areas(section, arm, column).items()}
+            for arm in ("initialize", "fresh")]  # fmt: skip
+    plain = sum(both[0][seed] - both[1][seed] for seed in SEEDS) / 6
+    found = against([section], "fresh", areas, upgrade="v1")["initialize"]
+    assert found.difference.mean == pytest.approx(plain, abs=0.2)
+
+
 def test_steps_to_the_controls_score_are_a_share_of_its_run():
     lines = grid({"initialize": 0.5, "late": -0.2, "direct": 0.5})
     [section] = sections(lines)

@@ -153,14 +153,12 @@ Reader = Callable[[Section, str, Column], Mapping[int, float | None]]
 
 
 def against(
-    found: Sequence[Section], control: str, read: Reader | None = None, *, floors: bool = True,
-    upgrade: str | None = None,
-) -> dict[str, Against]:  # fmt: skip
+    found: Sequence[Section], control: str, read: Reader | None = None, *, upgrade: str | None = None
+) -> dict[str, Against]:
     """Every arm of some sections against ``control``, over all their columns on upgrades that changed something.
 
     Args:
-        read: what is compared, by seed; by default the test score.
-        floors: whether a run without a number counts with the floor; else it is left out.
+        read: what is compared, by seed; by default the test score. A run without a number counts with the floor.
         upgrade: this one alone, even if it changed nothing.
     """
     reader: Reader = read or (lambda section, arm, column: section.scores(arm, column))
@@ -173,20 +171,32 @@ def against(
             if control in arms:
                 tasks.append(arms)
                 groups.append(column.task)
-                lowest.append(section.floors[column] if floors else None)
+                lowest.append(section.floors[column])
     return across_tasks(tasks, control, floors=lowest, groups=groups) if tasks else {}
 
 
 def areas(section: Section, arm: str, column: Column) -> dict[int, float | None]:
-    """Seed -> mean height of the validation curve in points; only curves as long as the control's are read."""
-    found = {}
+    """Seed -> mean height of the validation curve in points; only curves as long as the control's are read.
+
+    None for a run that diverged, which counts with the floor as its score does: left out, it would flatter its arm.
+    """
+    found: dict[int, float | None] = {}
     beside = section.runs.get(section.control, {}).get(column, {})
     for seed, line in section.runs[arm].get(column, {}).items():
-        curve, other = curve_of(line), curve_of(beside[seed]) if seed in beside else None
-        if curve is None or other is None or (curve.steps[0], curve.steps[-1]) != (other.steps[0], other.steps[-1]):
+        if seed not in beside:
+            continue
+        if line["failed"]:
+            found[seed] = None
+            continue
+        curve, other = curve_of(line), curve_of(beside[seed])
+        if curve is None or (not beside[seed]["failed"] and (other is None or _ends(curve) != _ends(other))):
             continue
         found[seed] = area(curve)
     return found
+
+
+def _ends(curve: Curve) -> tuple[float, float]:
+    return float(curve.steps[0]), float(curve.steps[-1])
 
 
 def curve_of(line: Line) -> Curve | None:

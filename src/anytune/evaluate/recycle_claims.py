@@ -58,7 +58,7 @@ def claims(found: Sequence[Section], paths: Sequence[Line] = ()) -> list[Claim]:
             ))  # fmt: skip
         made += connected([line for line in paths if line["form"] == form and not line["same_base"]], form, control)
         if "initialize" in arms:
-            faster = against(own, control, areas, floors=False).get(arms["initialize"])
+            faster = against(own, control, areas).get(arms["initialize"])
             made.append(_compared("starting from them learns faster", form, "mean height of the validation curve, "
                                   f"{arms['initialize']} over {control}", [faster]))  # fmt: skip
         over_fresh = against(own, control)

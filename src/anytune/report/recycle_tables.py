@@ -21,6 +21,7 @@ from anytune.evaluate.recycle_arms import (
     sections,
 )
 from anytune.evaluate.recycle_claims import Claim, claims, fall_of
+from anytune.evaluate.stability import counted
 from anytune.report.arm_tables import difference_text, markdown_table, number_text, power_text
 
 #: Kinds of tasks whose answers are right or wrong, so that flips can be counted.
@@ -175,7 +176,7 @@ def _compared_with(section: Section) -> list[str]:
 
 
 def _learning(section: Section, gold: Mapping[str, Sequence[object]]) -> str:
-    heights = against([section], section.control, areas, floors=False)
+    heights = against([section], section.control, areas)
     rows = []
     for arm in section.arms:
         if arm == NO_DELTA:
@@ -192,9 +193,8 @@ def _learning(section: Section, gold: Mapping[str, Sequence[object]]) -> str:
 
 
 def _height(section: Section, arm: str) -> str:
-    found = [
-        value for column in section.columns() for value in areas(section, arm, column).values() if value is not None
-    ]
+    found = [value for column in section.columns()
+             for value in counted(areas(section, arm, column), section.floors[column]).values()]  # fmt: skip
     return number_text(float(np.mean(found))) if found else ""
 
 
