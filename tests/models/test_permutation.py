@@ -176,6 +176,20 @@ def test_the_factors_of_a_lora_go_the_way_their_product_goes(kind):
         torch.testing.assert_close(product.T if anatomy.transposed else product, wanted[name])
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "modernbert", "llama"])
+def test_biases_and_modules_trained_beside_the_factors_go_the_way_those_of_the_base_go(kind):
+    model = model_of(kind)
+    anatomy, tensors = anatomy_of(model), tensors_of(model)
+    units = symmetries({name: tensor.shape for name, tensor in tensors.items()}, anatomy, model.config)
+    orders = shuffled(units, anatomy)
+    stems = {name: f"base_model.model.{anatomy.in_model(name)}" for name in tensors}
+    moved = permute_adapter({stems[name]: tensor for name, tensor in tensors.items()}, units, orders, anatomy)
+    wanted = permute(tensors, units, orders)
+    assert all(torch.equal(moved[stems[name]], wanted[name]) for name in tensors)
+    changed = {name.rpartition(".")[2] for name in tensors if not torch.equal(wanted[name], tensors[name])}
+    assert changed == ({"weight", "bias"} if kind in ("bert", "gpt2") else {"weight"})
+
+
 def test_an_order_and_its_inverse_are_none():
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
     assert torch.equal(order[inverse(order)], torch.arange(9))

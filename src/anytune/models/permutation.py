@@ -176,32 +176,37 @@ def permute(tensors: Mapping[str, Tensor], units: Sequence[Symmetry], orders: Or
 def permute_adapter(
     tensors: Mapping[str, Tensor], units: Sequence[Symmetry], orders: Orders, anatomy: Anatomy
 ) -> dict[str, Tensor]:
-    """The same for a LoRA's factors by PEFT's names: B ``[out, r]`` and A ``[r, in]``; all else as it is.
+    """The same for an adapter by PEFT's names: B ``[out, r]`` and A ``[r, in]``, biases and modules kept whole.
 
     Raises:
         DeltaError: the adapter has factors of some other kind.
     """
+    whole: dict[str, list[tuple[Member, Tensor]]] = {}
     out: dict[str, list[tuple[Member, Tensor]]] = {}
     reads: dict[str, list[tuple[Member, Tensor]]] = {}
     for one in units:
         for member in one.members if one.key in orders else ():
+            found = member, orders[one.key][member.role]
+            whole.setdefault(member.name, []).append(found)
             if member.name.endswith("weight"):
-                side = reads if member.role in _READS else out
-                side.setdefault(member.module, []).append((member, orders[one.key][member.role]))
+                (reads if member.role in _READS else out).setdefault(member.module, []).append(found)
     made = dict(tensors)
     for name in tensors:
-        module, _, factor = name.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        if factor not in ("lora_A", "lora_B"):
-            if "lora_" in name and "lora_embedding_" not in name:  # words keep their numbers
-                raise DeltaError(
-                    f"{name}: factors of this kind cannot be brought into another order",
-                    why="Which of its entries belong to which head or neuron is not known.",
-                    fix="--method direct, or initialize",
-                )
-            continue
-        sides, dim = (reads, 1) if factor == "lora_A" else (out, 0)
-        for member, order in sides.get(anatomy.canonical(module), ()):
-            made[name] = _reordered(made[name], Member(name, member.role, dim, member.start, member.length), order)
+        own = name.removeprefix("base_model.model.")
+        module, _, factor = own.removesuffix(".weight").rpartition(".")
+        if factor in ("lora_A", "lora_B"):
+            sides, dim = (reads, 1) if factor == "lora_A" else (out, 0)
+            for member, order in sides.get(anatomy.canonical(module), ()):
+                made[name] = _reordered(made[name], Member(name, member.role, dim, member.start, member.length), order)
+        elif "lora_" not in name:  # trained beside the factors: bias="all", modules_to_save
+            for member, order in whole.get(anatomy.canonical(own), ()):
+                made[name] = _reordered(made[name], member, order)
+        elif "lora_embedding_" not in name:  # words keep their numbers
+            raise DeltaError(
+                f"{name}: factors of this kind cannot be brought into another order",
+                why="Which of its entries belong to which head or neuron is not known.",
+                fix="--method direct, or initialize",
+            )
     return made
 
 
