@@ -19,6 +19,8 @@ from anytune.models.hyperprompt_config import HyperPromptConfig
 from anytune.models.language_modelling import causal_lm_loss, labelled_hidden, language_model_loss
 from anytune.models.peft_models import make_lora
 from anytune.models.prompted import attach, given_prompt, hyperprompt_of, placed, reading, within_pass
+from anytune.models.soft_prompt_config import SoftPromptConfig
+from anytune.models.soft_prompts import attach_prompt, make_prompt
 from tests.models.kinds import DECODERS, ENCODERS, KINDS, POSITIONS, make_config, make_model
 
 VOCABULARY = 96
@@ -535,6 +537,23 @@ def test_a_ready_made_mask_is_refused():
     model, batch = prompted("bert"), batch_of("bert")
     with pytest.raises(DataError, match="ready-made attention mask"):
         model(batch["input_ids"], attention_mask=torch.zeros(3, 1, 10, 10))
+
+
+def test_a_base_that_reads_token_ids_alone_is_refused():
+    """As a kind with code of its own may: its forward has no inputs_embeds."""
+    model = make_model("bert", VOCABULARY)
+    hyperprompt = make_hyperprompt(model, HyperPromptConfig(components=3, length=LENGTH), 0)
+
+    class Ids(type(model.bert)):
+        def forward(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None):
+            return super().forward(input_ids, attention_mask, token_type_ids, position_ids)
+
+    model.bert.__class__ = Ids
+    with pytest.raises(BaseError, match="Ids takes no inputs_embeds"):
+        attach(model, hyperprompt, anatomy_of("bert"))
+    soft = SoftPromptConfig(kind="input", length=3)
+    with pytest.raises(BaseError, match="Ids takes no inputs_embeds"):
+        attach_prompt(model, make_prompt(model, soft, anatomy_of("bert"), 0), anatomy_of("bert"))
 
 
 def test_two_hypernetworks_or_one_of_another_width_or_a_model_without_words_are_refused():

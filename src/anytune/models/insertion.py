@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from anytune.errors import DataError
+from anytune.errors import BaseError, DataError
 from anytune.models.anatomy import Anatomy
 
 #: the marks on a cache whose first places hold prompts: how many, of a hypernetwork's and of a tuned one
@@ -192,6 +192,20 @@ def named_inputs(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """What a module is called with, by name."""
     kind: Any = type(module)
     return dict(zip(inputs_of(kind), args, strict=False)) | dict(kwargs)
+
+
+def check_takes_vectors(module: Any) -> None:
+    """A prompt is a row of vectors: what reads the text must take those in place of token ids.
+
+    Raises:
+        BaseError: it does not.
+    """
+    if "inputs_embeds" not in inputs_of(type(module)):
+        raise BaseError(
+            f"{type(module).__name__} takes no inputs_embeds",
+            why="A prompt stands among the words as vectors, and this model reads token ids alone.",
+            fix="a base that takes them, or a method without prompts in the input (for tuning also kind: deep)",
+        )
 
 
 def submodule(module: Any, path: str) -> Any:

@@ -25,6 +25,7 @@ from anytune.models.insertion import (
     SOFT_PROMPT_PLACES,
     Places,
     check_room,
+    check_takes_vectors,
     checked_mask,
     cut_from,
     inputs_of,
@@ -206,6 +207,7 @@ class InputPlacing(Placing):
     def hang(self, model: Any) -> None:
         """Put hooks on what reads the text, and on the decoder beside it."""
         module = reading_module(model, self.anatomy)
+        check_takes_vectors(module)
         self._has_decoder = len(self.anatomy.block_stacks(model)) > 1
         if self._has_decoder and prompting_of(model) is not None:
             raise BaseError(

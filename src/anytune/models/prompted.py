@@ -31,6 +31,7 @@ from anytune.models.insertion import (
     Places,
     after_a_prompt,
     check_room,
+    check_takes_vectors,
     checked_mask,
     cut_from,
     inputs_of,
@@ -147,13 +148,15 @@ def attach(model: Any, hyperprompt: HyperPrompt, anatomy: Anatomy) -> None:
     Copies of the model (``copy.deepcopy``) are prompted by their own copy of the hypernetwork.
 
     Raises:
-        BaseError: the model has a hypernetwork already, has no word embeddings, or others than this was made for.
+        BaseError: the model has a hypernetwork already, has no word embeddings, or others than this was made for, or
+            takes no vectors in their place.
     """
     inner = _inner(model)
     module = reading_module(inner, anatomy)
     if prompting_of(model) is not None:
         raise BaseError("the model has a hypernetwork already", why="It can read one prompt beside a text.")
     width = word_table(module).weight.shape[1]
+    check_takes_vectors(module)
     if width != hyperprompt.components.shape[2]:
         raise BaseError(
             f"the hypernetwork writes prompts of width {hyperprompt.components.shape[2]}, words of the base have "
