@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from anytune.evaluate.anytime import matrices
+from anytune.evaluate.anytime import Column, matrices
 from anytune.evaluate.anytime_losses import loss_matrices
 from anytune.report import page
 from anytune.report.anytime_charts import frontier, heat_map, stage_curves
 from anytune.report.anytime_figures import write_anytime_figures
 from anytune.report.anytime_panel import Matrices, panel
 from anytune.report.anytime_tables import anytime_tables, failures, summary
-from anytune.report.anytime_views import Point, arm_looks, best_settings, views
+from anytune.report.anytime_views import Point, _placed, arm_looks, best_settings, views
 from tests.report.anytime_lines import DOMAINS, made_up
 
 LINES, STAGES = made_up()
@@ -79,6 +79,19 @@ def test_arms_stand_at_their_difference_to_the_control_over_the_streams_both_hav
     moved = runs[run].value("a_acc") - others[run].value("a_acc")
     assert alone.a == pytest.approx(control.a + moved)
     assert alone.runs == 1
+
+
+@pytest.mark.parametrize("own", [1 / 3, 0.1, 33.59865038625716])
+def test_rounding_puts_no_arm_beside_its_own_ends(own):
+    """An error bar of matplotlib may not be negative; the control's ends are all one number."""
+    values = {("0", 0): own, ("1", 1): own / 7, ("2", 2): own * 1.7}
+    same = Column("a_acc", {"plain": values, "twin": {run: value + 1e-3 for run, value in values.items()}}, {})
+    for arm in ("plain", "twin"):
+        mean, low, high, runs = _placed(same, arm, "plain")
+        assert low <= mean <= high
+        assert runs == 3
+    mean, low, high, _ = _placed(same, "plain", "plain")
+    assert low == high == mean
 
 
 def test_the_dashed_line_joins_the_best_settings_of_the_controls_method():

@@ -142,8 +142,12 @@ def _placed(column: Column, arm: str, control: str) -> tuple[float, float, float
     own, other = column.values.get(arm, {}), column.values.get(control, {})
     both = [run for run in own if run in other]
     centre = float(np.mean(list(other.values()))) if both else 0.0
-    values = [centre + own[run] - other[run] for run in both] or list(own.values())
-    return (float(np.mean(values)), min(values), max(values), len(values)) if values else None
+    values = [centre + (own[run] - other[run]) for run in both] or list(own.values())
+    if not values:
+        return None
+    low, high = min(values), max(values)
+    # the mean of equal numbers may lie a rounding beside them, and bars of an error cannot be negative
+    return min(max(float(np.mean(values)), low), high), low, high, len(values)
 
 
 def _of_one_method(stages: Sequence[Line], control: str) -> list[str]:
