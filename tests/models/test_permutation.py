@@ -151,12 +151,18 @@ def test_the_permuted_difference_on_the_permuted_base_answers_as_the_tuned_model
     assert not torch.allclose(answers(model, plain), answers(model, tuned), atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "modernbert", "llama"])
-def test_the_factors_of_a_lora_go_the_way_their_product_goes(kind):
+def in_another_order(kind: str):
+    """What a test of orders needs: anatomy, tensors, symmetries and drawn orders of a model."""
     model = model_of(kind)
     anatomy, tensors = anatomy_of(model), tensors_of(model)
     units = symmetries({name: tensor.shape for name, tensor in tensors.items()}, anatomy, model.config)
     orders = shuffled(units, anatomy)
+    return anatomy, tensors, units, orders
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "modernbert", "llama"])
+def test_the_factors_of_a_lora_go_the_way_their_product_goes(kind):
+    anatomy, tensors, units, orders = in_another_order(kind)
     generator = torch.Generator().manual_seed(8)
     matrices = {member.name for one in units for member in one.members if member.name.endswith("weight")}
     factors, products = {}, {}
@@ -178,10 +184,7 @@ def test_the_factors_of_a_lora_go_the_way_their_product_goes(kind):
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "modernbert", "llama"])
 def test_biases_and_modules_trained_beside_the_factors_go_the_way_those_of_the_base_go(kind):
-    model = model_of(kind)
-    anatomy, tensors = anatomy_of(model), tensors_of(model)
-    units = symmetries({name: tensor.shape for name, tensor in tensors.items()}, anatomy, model.config)
-    orders = shuffled(units, anatomy)
+    anatomy, tensors, units, orders = in_another_order(kind)
     stems = {name: f"base_model.model.{anatomy.in_model(name)}" for name in tensors}
     moved = permute_adapter({stems[name]: tensor for name, tensor in tensors.items()}, units, orders, anatomy)
     wanted = permute(tensors, units, orders)

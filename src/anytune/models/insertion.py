@@ -200,9 +200,10 @@ def check_takes_vectors(module: Any) -> None:
     Raises:
         BaseError: it does not.
     """
-    if "inputs_embeds" not in inputs_of(type(module)):
+    kind: Any = type(module)
+    if "inputs_embeds" not in inputs_of(kind):
         raise BaseError(
-            f"{type(module).__name__} takes no inputs_embeds",
+            f"{kind.__name__} takes no inputs_embeds",
             why="A prompt stands among the words as vectors, and this model reads token ids alone.",
             fix="a base that takes them, or a method without prompts in the input (for tuning also kind: deep)",
         )
