@@ -18,6 +18,7 @@ from anytune.errors import AnytuneError, DataError, DivergedError, SettingsError
 from anytune.evaluate.anytime import AccuracyMatrix, columns, matrices
 from anytune.jobs import anytime_runs as runs
 from anytune.jobs.anytime import anytime_again, anytime_matrix
+from anytune.jobs.anytime_design import design
 from anytune.jobs.extra_scores import ExtraScores
 from anytune.jobs.stages import stored_stages
 from anytune.manifests import file_hashes
@@ -246,6 +247,25 @@ def test_a_stream_that_diverges_ends_nothing_and_counts_as_one_answer(given, mon
     assert "pre-training diverged at stage 2: the loss is nan at step 2" in str(found)
     monkeypatch.setattr(runs, "pretrain", lambda **call: pytest.fail("it was tried again"))
     assert list(anytime_matrix(**given, seeds=[0]).lines) == list(found.lines)
+
+
+def test_an_arms_own_tuning_stands_over_that_of_all_arms_setting_by_setting(given):
+    def own(tuning):
+        made = design(
+            load_base(given["base"]), given["domains"], {"longer": {"method": "sequential", "tuning": tuning}},
+            control="sequential", orders=1, seeds=[0], runs="paired", training=given["training"], tokens=None,
+            tuning=TUNING, cells="needed", metrics=None,
+        )  # fmt: skip
+        [arm] = [one for one in made.arms if one.name == "longer"]
+        return arm.tuning
+
+    longer = own({"training": {"steps": 12}})
+    assert longer.training == {**TUNING["training"], "steps": 12}
+    assert (longer.train_size, longer.subset_seed, longer.method) == (24, "run", "full")
+    assert own({"training": {"epochs": 2}}).training == {
+        **{key: value for key, value in TUNING["training"].items() if key != "steps"}, "epochs": 2,
+    }  # fmt: skip
+    assert own({"method": "bitfit"}).training == TUNING["training"]
 
 
 @pytest.mark.slow

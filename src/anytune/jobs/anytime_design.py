@@ -165,7 +165,7 @@ def design(
         settings = training_settings(together)
         if "evaluate_every" not in together and settings.steps is not None:
             together["evaluate_every"] = settings.steps  # held-out losses before and after a stage are what is asked
-        arm_tuning = check_tuning({**(tuning or {}), **given["tuning"]}, name) if given.get("tuning") else plain
+        arm_tuning = check_tuning(_over(tuning or {}, given["tuning"]), name) if given.get("tuning") else plain
         check_methods(arm_tuning.method, base)
         made.append(Arm(
             name, given["method"], together, arm_tuning,
@@ -350,6 +350,18 @@ def check_anytime_arms(arms: Mapping[str, Any], control: str) -> dict[str, dict[
         if arm.get("tuning") is not None:
             check_tuning(arm["tuning"], name)
     return made
+
+
+def _over(shared: Mapping[str, Any], own: Any) -> Any:
+    """An arm's tuning over that of all arms, key by key, as its training settings are over theirs."""
+    if not isinstance(own, Mapping):
+        return own
+    both = {**shared, **own}
+    if shared.get("training") and isinstance(own.get("training"), Mapping):
+        both["training"] = merged(shared["training"], own["training"])
+        if "epochs" in own["training"] and "steps" not in own["training"]:
+            both["training"].pop("steps", None)
+    return both
 
 
 def check_tuning(given: Any, arm: str = "") -> Tuning:
