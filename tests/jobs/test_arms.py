@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import anytune
+from anytune.engine.settings import TrainingSettings
 from anytune.errors import AnytuneError, DataError, SettingsError
 from anytune.evaluate.arms import UNTOUCHED, cost, sections
 from anytune.evaluate.scores import paired_difference
 from anytune.evaluate.stability import hierarchical_difference, holm
 from anytune.jobs import arms as job
-from anytune.jobs.arms import compare_arms, compared
+from anytune.jobs.arms import compare_arms, compared, merged
 from anytune.metrics import accuracy
 from anytune.report.arm_tables import arm_tables, summary
 from anytune.store import Store
@@ -245,3 +246,11 @@ def test_an_open_base_cannot_be_sent_to_workers(tiny_base, tiny_task, tmp_path):
             anytune.open_base(tiny_base), [tiny_task], {"b": {"method": "bitfit"}}, out=tmp_path / "o",
             store=tmp_path / "s", training=TRAINING, workers=2,
         )  # fmt: skip
+
+
+def test_an_arms_own_epochs_take_the_place_of_shared_steps_which_would_win_over_them():
+    shared = {"steps": 60, "batch_size": 8}
+    assert merged(shared, {"epochs": 2}) == {"batch_size": 8, "epochs": 2}
+    assert merged(TrainingSettings(**shared), {"epochs": 2}) == {"batch_size": 8, "epochs": 2}
+    assert merged(shared, {"epochs": 2, "steps": 5}) == {"batch_size": 8, "epochs": 2, "steps": 5}
+    assert merged(shared, None) == shared == {"steps": 60, "batch_size": 8}

@@ -33,7 +33,7 @@ from anytune.errors import DataError
 from anytune.evaluate.scores import Difference, paired_difference
 
 # Comparisons of two sources that a permutation test makes at once: memory of some 30 MB.
-_COMPARED = 4_000_000
+_COMPARED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ def _interval(
 
 def _exchanged(guess: np.ndarray, true: np.ndarray, permutations: int, seed: int) -> float | None:
     """Share of orders of the rows of ``guess`` whose mean Spearman is at least as far from 0, the own one counted."""
-    observed = _mean_spearman(guess, true)
+    observed = float(_mean_spearmans(guess[None], true)[0])
     if math.isnan(observed) or not permutations:
         return None
     draw = np.random.default_rng(seed)
@@ -324,10 +324,6 @@ def _exchanged(guess: np.ndarray, true: np.ndarray, permutations: int, seed: int
         orders = [draw.permutation(len(guess)) for _ in range(min(together, permutations - done))]
         beyond += int((np.abs(_mean_spearmans(guess[np.array(orders)], true)) >= abs(observed) - 1e-12).sum())
     return (1 + beyond) / (1 + permutations)
-
-
-def _mean_spearman(guess: np.ndarray, true: np.ndarray) -> float:
-    return float(_mean_spearmans(guess[None], true)[0])
 
 
 def _mean_spearmans(guesses: np.ndarray, true: np.ndarray) -> np.ndarray:

@@ -158,10 +158,7 @@ def design(
         raise SettingsError(f"cells = {cells!r}", why="needed: those the metrics are made of.", fix="cells: all")
     shared, made = pretraining(training, tokens, base, subjects), []
     for name, given in check_anytime_arms(arms, control).items():
-        own = given.get("training") or {}
-        together = merged(shared, own)
-        if "epochs" in own and "steps" not in own:
-            together.pop("steps", None)  # the arm's own length takes the place of the shared one
+        together = merged(shared, given.get("training"))
         settings = training_settings(together)
         if "evaluate_every" not in together and settings.steps is not None:
             together["evaluate_every"] = settings.steps  # held-out losses before and after a stage are what is asked
@@ -352,16 +349,9 @@ def check_anytime_arms(arms: Mapping[str, Any], control: str) -> dict[str, dict[
     return made
 
 
-def _over(shared: Mapping[str, Any], own: Any) -> Any:
-    """An arm's tuning over that of all arms, key by key, as its training settings are over theirs."""
-    if not isinstance(own, Mapping):
-        return own
-    both = {**shared, **own}
-    if shared.get("training") and isinstance(own.get("training"), Mapping):
-        both["training"] = merged(shared["training"], own["training"])
-        if "epochs" in own["training"] and "steps" not in own["training"]:
-            both["training"].pop("steps", None)
-    return both
+def _over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm's tuning over that of all arms, setting by setting; both were looked at."""
+    return {**shared, **own, "training": merged(shared.get("training"), own.get("training"))}
 
 
 def check_tuning(given: Any, arm: str = "") -> Tuning:

@@ -297,8 +297,13 @@ def _check_map(label_map: LabelMap | None, others: Sequence[Task]) -> None:
 
 
 def merged(training: TrainingSettings | Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Training settings with an arm's own over them, only what was given."""
+    """Training settings with an arm's own over them, only what was given.
+
+    An arm's own length takes the place of the shared one: of both, steps would win without a word.
+    """
     given = training.model_dump(exclude_unset=True) if isinstance(training, TrainingSettings) else dict(training or {})
+    if own and "epochs" in own and "steps" not in own:
+        given.pop("steps", None)
     return {**given, **dict(own or {})}
 
 

@@ -25,8 +25,8 @@ When not to use it: when no unseen domain matters, or the base is so small that 
 real domains and two layers no rate of plain training with as many steps learnt as much and kept as much; plain
 training that went over the same text 3.4 times at a third of the rate, which costs the same, did. Compare with that
 first. Tuned scores did not tell the two apart; on six layers, where unseen domains kept as much, they were three to
-five points lower at a rate that suited the bare base, and one at a sixth of it: try lower rates in tuning. And watch
-``cosine_between_texts`` in the log: there the prompts soon were nearly the same for every text, and ``prompt:
+five points lower at a rate that suited the bare base, and one at a sixth of it on longer texts: try other rates. And
+watch ``cosine_between_texts`` in the log: there the prompts soon were nearly the same for every text, and ``prompt:
 constant`` did as well; agreement was what helped.
 Choices of ours: nearly all of it, each a setting. The hypernetwork reads the masked text, or a hidden word would show
 through the prompt; in a decoder only the first ``reads`` tokens, which then carry no loss (held-out losses score all
