@@ -15,12 +15,13 @@ from anytune.methods import registry
 from anytune.methods.objective import LanguageModelling
 from anytune.methods.pretrain.hprompt import HPrompt
 from anytune.methods.protocol import Batch, Run
-from anytune.methods.step import StepModule
+from anytune.methods.step import StepModule, total
 from anytune.models.base import Base, load_base
 from anytune.models.dropout import set_dropout
 from anytune.models.hyperprompt import HyperPrompt
 from anytune.models.prompted import hyperprompt_of
 
+CHEAP: dict[str, Any] = {"encoder": "embeddings"}
 SMALL: dict[str, Any] = {
     "agreement_form": "cosine",
     "agreement_temperature": 1.0,
@@ -93,3 +94,21 @@ def ready(
     model = method.prepare(model.to(dtype), run).to(dtype).train()
     method.before_step(model)
     return Ready(base, model, run, method, objective, StepModule(model, [method], objective), batches)
+
+
+def gradients(one, term):
+    found = torch.autograd.grad(term, list(one.named().values()), retain_graph=True, allow_unused=True)
+    return dict(zip(one.named(), found, strict=True))
+
+
+def trajectory(one, steps=3, rate=1e-2):
+    """Weights after a few steps of plain gradient descent."""
+    for number in range(steps):
+        if number:
+            one.method.before_step(one.model)
+        loss = total(one.terms(one.batch(number)))
+        parameters = [parameter for parameter in one.model.parameters() if parameter.requires_grad]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.data -= rate * gradient
+        one.method.after_step(one.model)
+    return {name: parameter.detach().clone() for name, parameter in one.named().items()}
