@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import anytune
-from anytune.errors import AnytuneError, SettingsError
+from anytune.errors import AnytuneError, MethodError, SettingsError
 from anytune.evaluate.transfer_arms import grid_of, pair_gains, readings
 from anytune.jobs import transfer_runs
 from anytune.jobs.recipes import load_recipe
@@ -273,6 +273,28 @@ def test_teachers_must_have_a_run_for_what_they_teach(tiny_base, tasks, tmp_path
         grid(few={**few, "targets": ["new"]}, panda={"method": "panda", "sources": ["alive"], "teacher": "few"})
     with pytest.raises(SettingsError, match="alivee"):
         grid(few={"method": "prompt_transfer", "sources": ["alivee"]})
+
+
+def test_an_arm_that_cannot_be_run_on_a_target_is_refused_before_the_first_run(tiny_base, tasks, tmp_path):
+    numbers = write_rows(
+        tmp_path / "numbers.csv", [(text, place / 7) for place, (text, _) in enumerate(tiny_rows(60))]
+    )
+    sources, targets = tasks
+    panda = {"method": {"name": "panda", "loss": "kl"}, "sources": "all", "teacher": "moved"}
+    arms = {"moved": {"method": "prompt_transfer", "sources": "all"}, "panda": panda}
+
+    def grid(arms):
+        return transfer_grid(
+            tiny_base, sources, [*targets, numbers], arms, out=tmp_path / "o", store=tmp_path / "s", training=TRAINING,
+            dry_run=True,
+        )  # fmt: skip
+
+    with pytest.raises(MethodError, match="loss=kl on a regression"):
+        grid(arms)
+    with pytest.raises(MethodError, match="label_smoothing"):
+        grid({"smooth": {"method": ["prompt_tuning", "label_smoothing"]}})
+    assert not (tmp_path / "s").exists()
+    grid({**arms, "panda": {**panda, "targets": ["new", "things"]}})
 
 
 def test_settings_of_every_prompt_go_to_the_methods_that_have_them():

@@ -152,7 +152,8 @@ def design(
     chosen_orders = check_orders(orders, [subject.name for subject in subjects])
     every_run = check_runs(runs, len(chosen_orders), check_seeds(seeds))
     plain = check_tuning(tuning)
-    check_methods(plain.method, base)
+    tasks = [subject.task for subject in subjects]
+    check_methods(plain.method, base, tasks)
     wanted = check_metrics(metrics)
     if cells not in ("needed", "all"):
         raise SettingsError(f"cells = {cells!r}", why="needed: those the metrics are made of.", fix="cells: all")
@@ -163,7 +164,7 @@ def design(
         if "evaluate_every" not in together and settings.steps is not None:
             together["evaluate_every"] = settings.steps  # held-out losses before and after a stage are what is asked
         arm_tuning = check_tuning(_over(tuning or {}, given["tuning"]), name) if given.get("tuning") else plain
-        check_methods(arm_tuning.method, base)
+        check_methods(arm_tuning.method, base, tasks)
         made.append(Arm(
             name, given["method"], together, arm_tuning,
             stream_of(registry.parse(given["method"], "pretrain", base.anatomy.model_type)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ class Command:
         Raises:
             AnytuneError: the method, or what it would start from, does not fit.
         """
-        methods, settings = check_methods(method, self.base), self.settings
+        methods, settings = check_methods(method, self.base, [self.task]), self.settings
         sources, teachers = self.prompts(methods, control)
         start: Outdated | None = None
         inherited: list[MethodRecord] = []
@@ -142,16 +142,19 @@ class Command:
         return found["sources"], found["teachers"]
 
 
-def check_methods(method: Any, base: Base) -> list[Method]:
-    """The tune methods a command names, if they can train on ``base``.
+def check_methods(method: Any, base: Base, tasks: Iterable[Task] = ()) -> list[Method]:
+    """The tune methods a command names, if they can train on ``base`` for ``tasks``.
 
     Raises:
-        AnytuneError: unknown, none, not for this kind of model, or one that does not train.
+        AnytuneError: unknown, none, not for this kind of model or of task, or one that does not train.
     """
     methods = registry.parse(method, registry.TUNING, base.anatomy.model_type)
     if not methods:
         raise SettingsError("no method is given", why="An empty list trains nothing.", fix="method=full")
     refuse_untrained(methods, "tune")
+    for kind in sorted({task.kind for task in tasks}):
+        for one in methods:
+            one.check_task(kind)
     return methods
 
 

@@ -165,7 +165,7 @@ def recycle_design(
                 why="Tables take means over tasks, and no mean is of errors and accuracies together.",
                 fix="metric: pearson_spearman" if task.kind == "regression" else "another metric",
             )
-    made_forms = check_forms(forms, training, base)
+    made_forms = check_forms(forms, training, base, opened)
     steps = check_upgrades(upgrades, pretraining_, base)
     sizes = check_sizes(old, "old"), check_sizes(new, "new")
     chosen = check_seeds(seeds)
@@ -234,12 +234,12 @@ def check_upgrades(upgrades: Any, training: Any, base: Base) -> list[Upgrade]:
     return made
 
 
-def check_forms(forms: Any, training: Any, base: Base) -> list[Form]:
+def check_forms(forms: Any, training: Any, base: Base, tasks: Sequence[Task] = ()) -> list[Form]:
     """The forms with their settings.
 
     Raises:
         SettingsError: none, an unknown key, no steps, or settings of the old deltas that the new runs lack.
-        MethodError: an unknown method.
+        MethodError: an unknown method, or one that cannot be run on one of ``tasks``.
     """
     if not isinstance(forms, Mapping) or not forms:
         raise SettingsError("no forms are given", fix="forms: {full: {method: full}, lora: {method: lora}}")
@@ -248,7 +248,7 @@ def check_forms(forms: Any, training: Any, base: Base) -> list[Form]:
         if not isinstance(given, Mapping) or "method" not in given:
             raise SettingsError(f"form '{name}' names no method", fix=f"{name}: {{method: full}}")
         _check_keys(given, FORM_KEYS, f"form '{name}'")
-        check_methods(given["method"], base)
+        check_methods(given["method"], base, tasks)
         own = merged(training, given.get("training"))
         before = merged(own, given.get("old_training"))
         for settings in (own, before):

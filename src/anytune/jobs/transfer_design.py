@@ -146,7 +146,8 @@ def transfer_design(
             if one not in targets_known:
                 raise unknown(f"target of arm '{name}'", str(one), targets_known, SettingsError)
         method = with_prompt(given["method"], prompt)
-        check_methods(method, base)
+        chosen = given.get("targets")
+        check_methods(method, base, [task for task in opened[1] if chosen is None or task.name in chosen])
         own = merged(common, given.get("training"))
         fitting(training_settings(own), base)
         which = given.get("sources", "none")
@@ -163,7 +164,7 @@ def transfer_design(
     fitting(training_settings(shared), base)
     own_pairs, families = related(opened[0], opened[1])
     source_method = with_prompt("prompt_tuning", prompt)
-    check_methods(source_method, base)
+    check_methods(source_method, base, opened[0])
     return Design(
         base=base, sources=opened[0], targets=opened[1], arms=made, control=control, source_method=source_method,
         source_training=shared, source_seed=check_seeds([source_seed])[0], source_size=source_size,

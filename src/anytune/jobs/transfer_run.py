@@ -145,9 +145,9 @@ def transfer_run(
     tell, place, chosen = reporter or Silent(), open_store(store), check_seeds(seeds)
     opened = open_base(base, place)
     check_prompt(prompt)
-    for name in beside:  # before the first of many runs
-        check_methods(name, opened)
     data = open_task(dict(task) if isinstance(task, Mapping) else task, **columns)
+    for name in beside:  # before the first of many runs
+        check_methods(name, opened, [data])
     if train_size is not None:
         data = replace(data.subset(train_size=min(train_size, len(data.train)), seed=0), name=data.name)
     settings = merged(training, None)

@@ -171,6 +171,16 @@ class Method:
         """Which of ``takes`` it cannot do without, under its settings."""
         return self.takes
 
+    def check_task(self, kind: str) -> None:
+        """Refuse, under its settings, a kind of task (of :data:`anytune.data.tasks.KINDS`) that it cannot be run on.
+
+        Called before anything is computed, for every task of a grid, so that no arm stops it half way. ``prepare``
+        refuses the same for whoever calls the method without a job.
+
+        Raises:
+            MethodError: it cannot.
+        """
+
     def reads_unlabelled(self) -> bool:
         """Whether, under its settings, it trains on texts without labels where the run has some."""
         return False

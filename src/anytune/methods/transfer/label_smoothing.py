@@ -60,14 +60,27 @@ class LabelSmoothing(Method):
 
     neutral = {"share": 0.0}  # noqa: RUF012 - nothing is computed then
 
+    def check_task(self, kind: str) -> None:
+        """Refuse a task without classes.
+
+        Raises:
+            MethodError: the task is a regression, and ``share`` is not 0.
+        """
+        if self.share and kind == "regression":
+            raise MethodError(
+                f"{self.name} with share = {self.share} was asked for on a regression task",
+                why="Its labels are numbers, and there are no other classes to leave weight to.",
+                fix="a run without --method label_smoothing, or a task with classes",
+            )
+
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
         """The model stays as it is.
 
         Raises:
             MethodError: the task is a regression.
         """
-        if self.share and isinstance(run.objective, Regression):
-            self._refuse()
+        if isinstance(run.objective, Regression):
+            self.check_task("regression")
         return model
 
     def objective(self, model: nn.Module, batch: Batch, output: Any, terms: Terms) -> Terms:
@@ -79,12 +92,5 @@ class LabelSmoothing(Method):
         if not self.share:
             return terms
         if is_regression(batch):
-            self._refuse()
+            self.check_task("regression")
         return {**terms, self.name: self.share * above_the_mean(output.logits, item_labels(output, batch))}
-
-    def _refuse(self) -> None:
-        raise MethodError(
-            f"{self.name} with share = {self.share} was asked for on a regression task",
-            why="Its labels are numbers, and there are no other classes to leave weight to.",
-            fix="a run without --method label_smoothing, or a task with classes",
-        )

@@ -197,11 +197,20 @@ class Panda(PromptMethod):
         self._teachers, self._shares = [teachers[place] for place in kept], counts[kept]
         return float(sum(counts[place] * near[place] for place in kept))
 
-    def _check(self, model: nn.Module, run: Run) -> None:
-        if self.loss == "kl" and isinstance(self._plain, Regression):
+    def check_task(self, kind: str) -> None:
+        """Refuse a divergence of answers that are one number.
+
+        Raises:
+            MethodError: ``loss`` is "kl" and the task a regression.
+        """
+        if self.loss == "kl" and kind == "regression":
             raise MethodError(
                 "panda: loss=kl on a regression task", why="A softmax of one number is always 1.", fix="loss=mse"
             )
+
+    def _check(self, model: nn.Module, run: Run) -> None:
+        if isinstance(self._plain, Regression):
+            self.check_task("regression")
         for teacher in self._teachers:
             if not self._hidden:
                 head_fits(model, teacher, run, "teacher")

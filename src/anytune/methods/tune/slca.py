@@ -76,6 +76,19 @@ class SLCA(Method):
     neutral = {"slow": 1.0, "reverse": 0.0}  # noqa: RUF012 - it is plain training
     suggests = {"learning_rate": 5e-4}  # noqa: RUF012 - of the head
 
+    def check_task(self, kind: str) -> None:
+        """Refuse a reverse term where there are no classes.
+
+        Raises:
+            MethodError: ``reverse`` is not 0, and the task a regression.
+        """
+        if self.reverse and kind == "regression":
+            raise MethodError(
+                f"reverse = {self.reverse:g} on a regression",
+                why="The reverse cross-entropy needs classes; a number to hit has none.",
+                fix="--set reverse=0   (the slow backbone stays)",
+            )
+
     def prepare(self, model: nn.Module, run: Run) -> nn.Module:
         """Keep what says where the head is.
 
@@ -84,7 +97,7 @@ class SLCA(Method):
         """
         self._anatomy, self._head_names = run.anatomy, frozenset(run.head_names)
         if isinstance(run.objective, Regression):
-            self._refuse_reverse()
+            self.check_task("regression")
         return model
 
     def param_groups(self, model: nn.Module, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -124,13 +137,5 @@ class SLCA(Method):
         if not self.reverse:
             return terms
         if is_regression(batch):
-            self._refuse_reverse()
+            self.check_task("regression")
         return {**terms, "reverse": self.reverse * reverse_cross_entropy(output.logits, item_labels(output, batch))}
-
-    def _refuse_reverse(self) -> None:
-        if self.reverse:
-            raise MethodError(
-                f"reverse = {self.reverse:g} on a regression",
-                why="The reverse cross-entropy needs classes; a number to hit has none.",
-                fix="--set reverse=0   (the slow backbone stays)",
-            )
