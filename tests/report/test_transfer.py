@@ -166,6 +166,7 @@ def test_figures_are_written_with_their_numbers(tmp_path):
     pytest.importorskip("matplotlib")
     written = write_transfer_figures(grid_of(lines_of_grid()), tmp_path)
     assert {path.suffix for path in written} == {".png", ".svg", ".csv"}
+    assert {path.stem for path in written} == {"gains-transfer"}
     table = next(path for path in written if path.suffix == ".csv").read_text().splitlines()
     assert table[0] == ",a,b,c"
     assert table[1].startswith("far,-20.0,-10.0,")

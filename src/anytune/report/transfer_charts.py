@@ -16,6 +16,7 @@ from anytune.evaluate.transfer_arms import Grid, truth
 from anytune.manifests import write_atomic
 from anytune.report.figures import matplotlib_figure, plain_text, save_figure
 from anytune.report.svg import tag
+from anytune.store.names import slug
 
 CELL, FONT, LETTER = 30, 11, 6.2
 #: In cells of a larger map numbers would not be legible.
@@ -139,15 +140,19 @@ def gain_maps(grid: Grid) -> list[tuple[str, Markup]]:
         if np.isfinite(gains).sum() > len(targets):
             kept = [place for place, row in enumerate(gains) if np.isfinite(row).any()]
             rows = [names[place] for place in kept]
-            marked = [(place, column) for place, name in enumerate(rows) for column, target in enumerate(targets)
-                      if (name, target) in grid.families]  # fmt: skip
+            marked = _same_texts(grid, rows, targets)
             label = f"{arm}: gain over {grid.control} of each source (row) on each target (column)"
             made.append((arm, heat_map(rows, targets, gains[kept], label, marked=marked)))
     return made
 
 
+def _same_texts(grid: Grid, sources: Sequence[str], targets: Sequence[str]) -> list[tuple[int, int]]:
+    return [(row, column) for row, source in enumerate(sources) for column, target in enumerate(targets)
+            if (source, target) in grid.families]  # fmt: skip
+
+
 def write_transfer_figures(grid: Grid, folder: str | Path) -> list[Path]:
-    """Write the gains of each arm's pairs as PNG, SVG and CSV.
+    """Write the gains of each arm's pairs as PNG, SVG and CSV, ``gains-ARM``; same texts are framed.
 
     Raises:
         AnytuneError: matplotlib is not installed.
@@ -158,24 +163,31 @@ def write_transfer_figures(grid: Grid, folder: str | Path) -> list[Path]:
         names, targets, gains = truth(grid, arm, "gain")
         if np.isfinite(gains).sum() <= len(targets):
             continue
-        stem = Path(folder) / f"gains-{number}"
+        name = f"gains-{slug(arm)}"
+        stem = Path(folder) / (f"{name}-{number}" if any(one.stem == name for one in written) else name)
         label = f"{arm}: gain over {grid.control}"
-        written += save_figure(_figure(names, targets, gains, label, 0.0), stem)
+        written += save_figure(_figure(names, targets, gains, label, 0.0, _same_texts(grid, names, targets)), stem)
         written.append(stem.with_name(f"{stem.name}.csv"))
         write_atomic(written[-1], as_csv(names, targets, gains).encode())
     return written
 
 
-def _figure(rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title: str, middle: float) -> Any:
+def _figure(
+    rows: Sequence[str], columns: Sequence[str], values: np.ndarray, title: str, middle: float,
+    marked: Sequence[tuple[int, int]] = (),
+) -> Any:  # fmt: skip
     figure = matplotlib_figure()(figsize=(0.42 * len(columns) + 2.4, 0.34 * len(rows) + 1.8), layout="constrained")
     plot = figure.add_subplot()
     finite = values[np.isfinite(values)]
-    reach = float(np.abs(finite - middle).max()) if finite.size else 1.0
-    plot.imshow(values, cmap="RdBu", vmin=middle - (reach or 1.0), vmax=middle + (reach or 1.0), aspect="auto")
+    reach = (float(np.abs(finite - middle).max()) if finite.size else 0.0) or 1.0
+    plot.imshow(values, cmap="RdBu", vmin=middle - reach, vmax=middle + reach, aspect="auto")
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             if math.isfinite(value):
-                plot.text(column, row, _number(float(value)), ha="center", va="center", fontsize=6)
+                ink = "white" if abs(value - middle) > 0.7 * reach else "black"
+                frame = {"fill": False, "linewidth": 0.8, "edgecolor": ink} if (row, column) in marked else None
+                plot.text(column, row, _number(float(value)), ha="center", va="center", fontsize=6, color=ink,
+                          bbox=frame)  # fmt: skip
     plot.set_xticks(range(len(columns)), [plain_text(name) for name in columns], rotation=60, ha="right", fontsize=7)
     plot.set_yticks(range(len(rows)), [plain_text(name) for name in rows], fontsize=7)
     plot.set_title(plain_text(title), loc="left", fontsize=9)
