@@ -15,6 +15,7 @@ from anytune.jobs.prompt_sources import given_prompts, prompt_of_entry
 from anytune.models.base import load_base
 from anytune.store import Entry, Store
 from tests.conftest import tiny_rows, write_rows
+from tests.models.kinds import make_kind
 
 TRAINING = {"steps": 3, "batch_size": 8, "max_length": 32, "precision": "fp32", "evaluate_every": 3,
             "keep": "last"}  # fmt: skip
@@ -205,3 +206,22 @@ def test_a_recipe_of_several_jobs_hands_prompts_on_and_is_forecast(tiny_base, ti
     assert json.dumps(made[2].manifest.recipe)
     again = anytune.run(recipe, dry_run=True)
     assert [one.state for one in again] == ["stored"] * 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_a_student_that_writes_is_taught_by_a_prompt_that_writes(kind, tmp_path):
+    base = load_base(make_kind(kind, tmp_path / "base"))
+    for name, word in (("cries", "the"), ("calls", "an")):
+        rows = [{"prompt": f"the old owl {place}", "response": f"{word} owl {place % 3}"} for place in range(24)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    store, task = Store(tmp_path / "store"), tmp_path / "cries.jsonl"
+    source = tune(base, tmp_path / "calls.jsonl", store, PROMPT)
+    teacher = tune(base, task, store, "prompt_transfer", sources=[source])
+    alone = tune(base, task, store, PROMPT)
+    for loss in ("mse", "kl", "hidden"):
+        taught = tune(base, task, store, {**PROMPT, "name": "panda", "loss": loss}, teachers=[teacher])
+        assert taught.manifest.task.kind == "generation"
+        first, second = (prompt_of_entry(one).values for one in (taught, alone))
+        assert bool(torch.isfinite(first).all())
+        assert not torch.equal(first, second), f"{loss}: the teacher taught nothing"

@@ -320,7 +320,7 @@ def digest_of(tensors: Mapping[str, Tensor], *parts: Sequence[Any] | str) -> str
 
 
 class LastHidden:
-    """Keeps the last hidden states ``[b, n, width]`` of a model's body in the running pass."""
+    """Keeps the last hidden states ``[b, n, width]`` of a model's body (``Anatomy.writer``) in the running pass."""
 
     def __init__(self, body: nn.Module) -> None:
         self._found: Tensor | None = None

@@ -209,6 +209,14 @@ class Anatomy:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         return getattr(inner, self.prefix, inner)
 
+    def writer(self, model: Any) -> nn.Module:
+        """The module whose first output is the model's last hidden states [b, n, width] in every pass it makes.
+
+        The backbone; of an encoder-decoder its decoder, which a model that writes calls without the backbone around it.
+        """
+        body = self.backbone(model)
+        return body if self.decoder is None else body.get_submodule(self.decoder.blocks.rpartition(".")[0])
+
     def pretraining_logits(self, model: Any, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., vocabulary] of the pre-training head for hidden states [..., width].
 

@@ -174,7 +174,7 @@ class Panda(PromptMethod):
             self._cache = cache.shuffled(run.seed) if self.shuffle_teacher else cache
         model = super().prepare(model, run)
         if self._hidden:
-            self._states = LastHidden(run.anatomy.backbone(model))
+            self._states = LastHidden(run.anatomy.writer(model))
         return model
 
     def _chosen(self, run: Run) -> float:
@@ -239,7 +239,7 @@ class Panda(PromptMethod):
         return replace(found[0], outputs=outputs)
 
     def _ask(self, model: nn.Module, run: Run, batches: Any, device: Any) -> TeacherCache:
-        states = LastHidden(run.anatomy.backbone(model)) if self._hidden else None
+        states = LastHidden(run.anatomy.writer(model)) if self._hidden else None
 
         def answers(batch: Batch) -> Tensor:
             output = self._plain.forward(model, batch)
