@@ -212,7 +212,7 @@ class Anatomy:
     def writer(self, model: Any) -> nn.Module:
         """The module whose first output is the model's last hidden states [b, n, width] in every pass it makes.
 
-        The backbone; of an encoder-decoder its decoder, which a model that writes calls without the backbone around it.
+        The backbone; of an encoder-decoder its decoder, around which a model that writes has no backbone.
         """
         body = self.backbone(model)
         return body if self.decoder is None else body.get_submodule(self.decoder.blocks.rpartition(".")[0])
