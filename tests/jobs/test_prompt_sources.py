@@ -208,20 +208,26 @@ def test_a_recipe_of_several_jobs_hands_prompts_on_and_is_forecast(tiny_base, ti
     assert [one.state for one in again] == ["stored"] * 3
 
 
-@pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_a_student_that_writes_is_taught_by_a_prompt_that_writes(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "of_task"), [("llama", "generation"), ("t5", "generation"), ("t5", "token-classification")]
+)
+def test_students_that_write_or_tag_are_taught_by_every_loss(kind, of_task, tmp_path):
     base = load_base(make_kind(kind, tmp_path / "base"))
     for name, word in (("cries", "the"), ("calls", "an")):
-        rows = [{"prompt": f"the old owl {place}", "response": f"{word} owl {place % 3}"} for place in range(24)]
+        rows: list[dict[str, object]] = [
+            {"prompt": f"the old owl {place}", "response": f"{word} owl {place % 3}"} for place in range(24)
+        ]
+        if of_task == "token-classification":
+            rows = [{"words": [word, "old", "owl"], "tags": ["A", "B", "AB"[place % 2]]} for place in range(24)]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     store, task = Store(tmp_path / "store"), tmp_path / "cries.jsonl"
     source = tune(base, tmp_path / "calls.jsonl", store, PROMPT)
     teacher = tune(base, task, store, "prompt_transfer", sources=[source])
     alone = tune(base, task, store, PROMPT)
-    for loss in ("mse", "kl", "hidden"):
+    for loss in ("mse", "kl", "hidden", "cosine"):
         taught = tune(base, task, store, {**PROMPT, "name": "panda", "loss": loss}, teachers=[teacher])
-        assert taught.manifest.task.kind == "generation"
+        assert taught.manifest.task.kind == of_task
         first, second = (prompt_of_entry(one).values for one in (taught, alone))
         assert bool(torch.isfinite(first).all())
         assert not torch.equal(first, second), f"{loss}: the teacher taught nothing"

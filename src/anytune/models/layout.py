@@ -212,10 +212,12 @@ class Anatomy:
     def writer(self, model: Any) -> nn.Module:
         """The module whose first output is the model's last hidden states [b, n, width] in every pass it makes.
 
-        The backbone; of an encoder-decoder its decoder, around which a model that writes has no backbone.
+        The backbone; of an encoder-decoder its decoder, around which a model that writes has no backbone. A model that
+        tags words has the encoder alone.
         """
         body = self.backbone(model)
-        return body if self.decoder is None else body.get_submodule(self.decoder.blocks.rpartition(".")[0])
+        part = "" if self.decoder is None else self.decoder.blocks.partition(".")[0]
+        return getattr(body, part) if part and hasattr(body, part) else body
 
     def pretraining_logits(self, model: Any, hidden: Tensor) -> Tensor:
         """Vocabulary logits [..., vocabulary] of the pre-training head for hidden states [..., width].
