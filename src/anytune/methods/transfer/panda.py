@@ -15,9 +15,10 @@ Paper: Zhong et al. 2024 (PANDA: Prompt Transfer Meets Knowledge Distillation fo
 Costs: prompt tuning, and one pass of each teacher over the training data before the first step, without gradients:
 its answers are kept, [items, outputs] numbers of 4 bytes (fp16: 2). The base is not copied. Source and teacher are
 two trainings more; count them when you compare.
-When not to use it: where a source is known to be good, starting from it is as good or better; on generation tasks with
-a large vocabulary, whose answers are too many to keep (use ``loss: hidden``); without the control of a teacher that
-was tuned from no source, or of ``shuffle_teacher``.
+When not to use it: where you can start from the source itself (prompt_transfer): in EVIDENCE.md students end below the
+run that taught them, on two layers and on six; on generation tasks with a large vocabulary, whose answers are too many
+to keep (use ``loss: hidden``); without the control of a teacher that was tuned from no source, or of
+``shuffle_teacher``.
 Choices of ours: weight 1 with the mean over items, so that neither batch size nor accumulation matters; the teacher
 answers without dropout; where nobody says how similar a source is, w is 1. The published code fixes 0.1 * 0.1, divides
 by the batch size once more and lets the teacher answer anew with dropout in each step: ``preset: paper_code`` restores
