@@ -2,6 +2,7 @@
 
 The loop calls them in this order (``engine/loop.py`` is this text as code)::
 
+    method.check_task(kind)                             # refuse tasks it cannot be run on, before anything
     method.needs(); method.reads_unlabelled()           # what it cannot do without, asked before anything
     model = method.prepare(model, run)                  # wrap, freeze, re-initialise, take anchors
     step  = StepModule(model, methods, objective)       # forward(batch) -> named loss terms
