@@ -14,7 +14,7 @@ import anytune
 from anytune.data.tasks import load_task
 from anytune.engine.progress import Silent
 from anytune.engine.runtime import make_runtime
-from anytune.errors import AnytuneError, DataError, DivergedError, SettingsError
+from anytune.errors import AnytuneError, DataError, DivergedError, MethodError, SettingsError
 from anytune.evaluate.anytime import AccuracyMatrix, columns, matrices
 from anytune.jobs import anytime_runs as runs
 from anytune.jobs.anytime import anytime_again, anytime_matrix
@@ -304,6 +304,20 @@ def test_the_command_prints_the_summary_or_all_tables(cli, made):
     assert numbers["metrics"]["a_acc"]["summary"]["slower"]["n"] == 2
     missing = cli("anytime", "nowhere")
     assert (missing.code, "cannot read nowhere/runs.jsonl" in missing.err) == (2, True)
+
+
+@pytest.mark.parametrize("of_an_arm", [True, False])
+def test_tuning_that_cannot_be_done_on_a_task_is_refused_before_anything_is_trained(of_an_arm, given, tmp_path):
+    numbers = write_rows(tmp_path / "numbers.csv", [(row[0], place / 7) for place, row in enumerate(tiny_rows(60))])
+    tuning = {"method": {"name": "slca", "reverse": 0.5}}
+    given["domains"] = [{**given["domains"][0], "task": str(numbers)}, given["domains"][1]]
+    if of_an_arm:
+        given["arms"]["slower"]["tuning"] = tuning
+    else:
+        given["tuning"] = {**given["tuning"], **tuning}
+    with pytest.raises(MethodError, match="on a regression"):
+        anytime_matrix(**given)
+    assert not given["store"].exists()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anytune.errors import AnytuneError, SettingsError
+from anytune.errors import AnytuneError, MethodError, SettingsError
 from anytune.evaluate.control_deltas import body_norm
 from anytune.evaluate.recycle_arms import NO_DELTA, NOTHING, against, sections
 from anytune.jobs import recycle_runs
@@ -297,6 +297,19 @@ def test_designs_that_cannot_be_are_refused_before_anything_is_trained(
     with pytest.raises(AnytuneError, match=said):
         recycle_grid(tiny_base, out=tmp_path / "o", store=tmp_path / "s", **words)
     assert not (tmp_path / "o").exists()
+    assert not list(tmp_path.glob("s/*/*"))
+
+
+def test_a_form_that_cannot_be_tuned_on_a_task_is_refused_before_anything_is_trained(tiny_base, tiny_domain, tmp_path):
+    numbers = write_rows(tmp_path / "numbers.csv", [(row[0], place / 7) for place, row in enumerate(tiny_rows(60))])
+    upgrades = [{"name": "v1", "domains": [str(tiny_domain)]}]
+    forms = {"smooth": {"method": ["prompt_tuning", "label_smoothing"]}}
+    with pytest.raises(MethodError, match="label_smoothing"):
+        recycle_grid(
+            tiny_base, out=tmp_path / "o", store=tmp_path / "s", upgrades=upgrades,
+            tasks=[{"source": str(numbers), "metric": "pearson_spearman"}], forms=forms, training=TRAINING, seeds=[0],
+            arms={"direct": {"recycle": "direct"}}, pretraining={"steps": 1},
+        )  # fmt: skip
     assert not list(tmp_path.glob("s/*/*"))
 
 
