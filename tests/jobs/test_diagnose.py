@@ -130,6 +130,22 @@ def test_what_was_measured_decides_and_the_forecast_only_where_it_cannot():
     assert one(40, 10, 0.15, metric="pearson").measured is None
 
 
+def test_of_f1_the_interval_is_that_of_f1_and_not_of_right_answers(tiny_base, other_base, tiny_task, store):
+    """An oracle by hand: diagnose without each of the texts in turn."""
+    anytune.tune(tiny_base, tiny_task, store=store, name="begun", training={**TRAINING, "learning_rate": 1e-4})
+
+    def one(task):
+        return diagnose(tiny_base, other_base, delta="begun", task=task, store=store, points=0).deltas[0]
+
+    task = anytune.load_task(tiny_task, metric="macro_f1")
+    rows, whole = task.validation, one(task)
+    drops = [one(task.with_rows(validation=rows[:place] + rows[place + 1 :])).drop for place in range(len(rows))]
+    assert len(set(drops)) > 1  # else any error would do
+    assert whole.error == pytest.approx(np.std(drops) * np.sqrt(len(rows) - 1))
+    assert whole.measured[1] - whole.drop == pytest.approx(1.645 * max(whole.error, 1 / len(rows)))
+    assert one(tiny_task).error is None
+
+
 def test_without_a_task_the_rows_stored_beside_the_delta_are_read(tiny_base, other_base, tiny_task, store):
     stored, given = (
         diagnose(tiny_base, other_base, delta="full", task=task, store=store, points=0).deltas[0]

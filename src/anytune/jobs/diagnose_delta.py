@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from anytune.data.batches import Encoded, encode_task, evaluation_batches
@@ -22,6 +23,7 @@ from anytune.evaluate.connectivity import Path, path_between
 from anytune.evaluate.direct_forecast import FLOOR, SHARES, Forecast, Forecaster, Reuse, delta_size
 from anytune.evaluate.flips import Flips, disagreement, flips
 from anytune.evaluate.functional_similarity import Similarity, functional_similarity
+from anytune.evaluate.jackknife import jackknife_error
 from anytune.evaluate.scores import higher_is_better, number
 from anytune.jobs.deltas import AnyDelta, install_delta
 from anytune.jobs.load import load
@@ -39,6 +41,8 @@ ATTENTION_TEXTS = 64
 ATTENTION_BATCH = 16
 #: Of the interval of what was measured, and how many standard errors that is to either side.
 LEVEL, WIDTH = 0.9, 1.645
+#: Metrics that are the share of right answers, whose spread the flips say.
+RIGHT_ANSWERS = ("accuracy", "micro_f1", "exact_match")
 #: Responses decoded at each look.
 DECODED = 16
 
@@ -60,6 +64,8 @@ class Read:
     answers: list[Any] | None
     scores: dict[str, float]
     loss: float | None
+    #: numbers of rows -> the main metric of those alone; None without labels
+    among: Callable[[np.ndarray], float | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,7 @@ class DeltaDiagnosis:
         rows: how many texts it was looked at with, and ``source``: where they are from.
         disagreement: share of answers (words, for tags) that change; needs no labels.
         before, after: main metric of the old tuned model, and of the delta as it is on the new base.
+        error: standard error of what is lost between them, over the texts; None where ``flips`` say it.
         path, path_to: the line from the old tuned model, and what stands at its other end.
     """
 
@@ -89,6 +96,7 @@ class DeltaDiagnosis:
     flips: Flips | None = None
     before: float | None = None
     after: float | None = None
+    error: float | None = None
     forecast: Forecast | None = None
     tolerance: float = FLOOR
     path: Path | None = None
@@ -109,15 +117,18 @@ class DeltaDiagnosis:
     def measured(self) -> tuple[float, float] | None:
         """What direct reuse loses on texts like these: an interval around ``drop``, at :data:`LEVEL`.
 
-        Its width is that of the share of right answers, paired text by text: with N texts, of which ``a`` turn wrong
-        and ``b`` turn right, ``(a + b - (a - b)^2 / N)^(1/2) / N`` times 1.645, and never that of less than one text:
-        that no answer of a few turned says little. None without labels.
+        1.645 standard errors to either side, paired text by text. Of a share of right answers, with N texts of which
+        ``a`` turn wrong and ``b`` turn right, that error is ``(a + b - (a - b)^2 / N)^(1/2) / N``; of other metrics
+        it is ``error``, by leaving out texts (``jackknife_error``). It is never that of less than one text: that no
+        answer of a few turned says little. None without labels.
         """
         drop, flips = self.drop, self.flips
         if drop is None or flips is None or self.metric not in SHARES:
             return None
+        one = 1 / flips.examples
         turned, net = flips.negative + flips.positive, flips.negative - flips.positive
-        wide = WIDTH * math.sqrt(max(1.0, turned - net**2 / flips.examples)) / flips.examples
+        error = math.sqrt(turned - net**2 * one) * one if self.error is None else self.error
+        wide = WIDTH * max(one, error)
         return drop - wide, drop + wide
 
     @property
@@ -290,7 +301,16 @@ def _compared(rows: Rows, first: Read, second: Read) -> dict[str, Any]:
             found["flips"] = flips(first.answers, second.answers, _gold(rows, len(first.answers)))
     if rows.task is not None:
         found["after"] = number(second.scores.get(rows.task.metric))
+        if rows.task.metric in SHARES and rows.task.metric not in RIGHT_ANSWERS and first.among and second.among:
+            found["error"] = jackknife_error(partial(_lost, first.among, second.among), len(rows.rows))
     return found
+
+
+def _lost(
+    first: Callable[[np.ndarray], float | None], second: Callable[[np.ndarray], float | None], kept: np.ndarray
+) -> float | None:
+    before, after = first(kept), second(kept)
+    return None if before is None or after is None else before - after
 
 
 def _gold(rows: Rows, count: int) -> list[Any]:
@@ -324,7 +344,8 @@ def _reader(rows: Rows, entry: Entry, length: int, how: Looking, base: Base) -> 
 
         def scored(model: nn.Module) -> Read:
             said, answers = scorer(model, decoded=DECODED)
-            return Read(_listed(answers, scorer.task.kind), dict(said.scores), said.loss)
+            among = partial(scorer.among, answers)
+            return Read(_listed(answers, scorer.task.kind), dict(said.scores), said.loss, among)
 
         return scored
     kind = entry.manifest.task.kind if entry.manifest.task else "classification"

@@ -34,6 +34,7 @@ from anytune.engine.generation import GreedyDecoding, longest_response, prompts_
 from anytune.engine.loop import Evaluation
 from anytune.engine.prediction import Tags, predict_logits, predict_tags, response_losses, task_evaluation
 from anytune.engine.runtime import Runtime
+from anytune.evaluate.scores import number
 from anytune.methods.objective import Generation
 from anytune.metrics import METRICS, score
 from anytune.models.base import Base
@@ -142,6 +143,24 @@ class Scorer:
     def is_whole(self, decoded: int) -> bool:
         """Whether a look that decodes so many responses says all about the split."""
         return self.task.metric != "exact_match" or decoded >= len(self.rows)
+
+    def among(self, answers: Answers, kept: np.ndarray) -> float | None:
+        """The main metric of some of the answers: ``kept`` [m] are numbers of rows of the split.
+
+        None where it is undefined among them, as for generation where no responses were decoded.
+        """
+        rows = [self.rows[place] for place in kept]
+        if isinstance(answers, Responses):
+            return None
+        if isinstance(answers, Tags):
+            gold = [list(row.label) for row in rows]
+            found = score(
+                self.task.metric, [answers.indices[place] for place in kept], gold, label_names=self.task.label_names
+            )
+            return number(found.get(self.task.metric))
+        labels = gold_labels(self.task, self.split)[kept]
+        said = task_evaluation(labels, self.task.kind, self._score, answers[torch.from_numpy(kept)])
+        return number(said.scores.get(self.task.metric))
 
     def _score(self, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
         return score(self.task.metric, predicted, gold, len(self.task.label_names))
