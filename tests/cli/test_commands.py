@@ -296,6 +296,22 @@ def test_run_of_several_jobs_prints_each(cli, tiny_base, tiny_task, tiny_domain)
     assert len(json.loads(cli("run", "r.yaml", "--quiet", "--json").out)) == 4
 
 
+def test_run_of_an_upgrade_prints_the_shelf_and_ends_with_2_where_a_delta_was_left_out(
+    cli, tuned, tiny_base, tiny_domain
+):
+    cli("pretrain", tiny_base, tiny_domain, "--name", "v1", "--steps", 2, "--block-size", 32, "--quiet")
+    Path("r.yaml").write_text(f"job: upgrade\nold: {tiny_base}\nnew: v1\nsteps: keep\n")
+    answer = cli("run", "r.yaml", "--quiet")
+    assert answer.code == 0, answer.err
+    assert tuned["reference"] in answer.out
+    [weights] = Path(tuned["folder"]).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    Path("r.yaml").write_text(f"job: upgrade\nold: {tiny_base}\nnew: v1\nsteps: keep\ntolerance: 2%\n")
+    answer = cli("run", "r.yaml", "--quiet")
+    assert answer.code == 2
+    assert f"left out: {tuned['reference']}" in answer.out
+
+
 def test_methods_lists_rooms_and_prints_cards(cli):
     answer = cli("methods")
     assert "tune/lora" in answer.out

@@ -49,6 +49,19 @@ def test_a_recipe_is_forecast_job_by_job_before_anything_is_made(cache, tiny_bas
     assert [one.state for one in again] == ["stored"] * 8
 
 
+def test_an_upgrade_is_forecast_once_what_it_needs_is_there(cache, tiny_base, tiny_task, tiny_domain):
+    written = recipe(tiny_base, tiny_task, tiny_domain, cache / "store")
+    written["jobs"] = [*written["jobs"][:2], {"job": "upgrade", "old": str(tiny_base), "new": "v1"}]
+    *_, pending = run(written, dry_run=True)
+    assert (pending.job, pending.notes) == ("upgrade", (PENDING,))
+    run({**written, "jobs": written["jobs"][:2]})
+    before = listing(cache)
+    *_, known = run(written, dry_run=True)
+    assert known.seconds > 0
+    assert known.notes[0].startswith("2 deltas: at most ")
+    assert listing(cache) == before
+
+
 def test_what_runs_on_a_stand_in_is_never_taken_for_a_stored_run(cache, tiny_base, tiny_task, tiny_domain):
     """Tuning on the base itself has the run key that tuning on its stand-in would have."""
     tune(tiny_base, tiny_task, store=cache / "store", training=TRAINING)

@@ -19,10 +19,12 @@ from anytune.jobs.recycle_grid import recycle_grid
 from anytune.jobs.report import report
 from anytune.jobs.transfer_grid import transfer_grid
 from anytune.jobs.tune import tune
+from anytune.jobs.upgrade import upgrade
 
 FUNCTIONS = {
     "tune": tune, "pretrain": pretrain, "recycle": recycle, "evaluate": evaluate, "compare": compare_arms,
     "anytime": anytime_matrix, "transfer": transfer_grid, "recycle-grid": recycle_grid, "report": report,
+    "upgrade": upgrade,
 }  # fmt: skip
 EXAMPLES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -99,6 +101,26 @@ def test_files_are_looked_for_beside_the_recipe(tmp_path):
     assert job.validation == str(folder / "dev.csv")
     assert job.store == str(folder / "mine")
     assert job.name == "model"
+
+
+def test_files_of_an_upgrade_are_looked_for_beside_the_recipe_and_sizes_of_a_grid_are_none(tmp_path):
+    for name in ("v0", "mine", "full"):
+        (tmp_path / name).mkdir()
+    text = "job: upgrade\nold: v0\nnew: v1\ndeltas: [mine]\ntasks: {rows: rows.csv}\nunlabelled: texts.txt\nstore: s\n"
+    [job] = load_recipe(write(tmp_path, text)).jobs
+    given = job.arguments()
+    assert given == {
+        "old": str(tmp_path / "v0"), "new": "v1", "deltas": [str(tmp_path / "mine")],
+        "tasks": {"rows": str(tmp_path / "rows.csv")}, "unlabelled": str(tmp_path / "texts.txt"),
+        "store": str(tmp_path / "s"),
+    }  # fmt: skip
+    grid = {"job": "recycle-grid", "base": "b", "upgrades": [{"name": "u"}], "tasks": ["t"], "forms": {"full": "full"},
+            "arms": {"direct": {"recycle": "direct"}}, "out": "o", "old": ["full"]}  # fmt: skip
+    [job] = load_recipe(write(tmp_path, yaml.safe_dump(grid), "g.yaml")).jobs
+    assert job.arguments()["old"] == ["full"]
+    texts = "job: recycle\ndelta: d\nbase: b\nunlabelled: [mine, what.txt]\n"  # a list holds the texts themselves
+    [job] = load_recipe(write(tmp_path, texts, "t.yaml")).jobs
+    assert job.arguments()["unlabelled"] == ["mine", "what.txt"]
 
 
 def test_names_that_are_no_files_stay_names(tmp_path):
@@ -280,6 +302,25 @@ def test_the_whole_life_cycle_runs_as_one_recipe_and_later_jobs_know_earlier_one
     assert Path(page).resolve() == (tmp_path / "page.html").resolve()
     assert (tmp_path / "s").is_dir()
     assert [entry.id for entry in run(path)[2]] == [entry.id for entry in kept]  # and nothing is run again
+
+
+def test_a_shelf_is_upgraded_by_a_recipe_to_the_base_that_an_earlier_job_made(
+    tmp_path, tiny_base, tiny_task, tiny_domain
+):
+    recipe = {
+        "store": "s", "training": {"steps": 2, "batch_size": 8, "block_size": 32},
+        "jobs": [
+            {"job": "tune", "name": "ours", "base": str(tiny_base), "task": str(tiny_task), "seeds": 2},
+            {"job": "pretrain", "base": str(tiny_base), "domains": [str(tiny_domain)], "names": ["v1"]},
+            {"job": "upgrade", "old": str(tiny_base), "new": "v1", "deltas": ["ours"], "steps": ["keep"]},
+        ],
+    }  # fmt: skip
+    path = write(tmp_path, yaml.safe_dump(recipe))
+    tuned, [base], upgraded = run(path)
+    assert [one.delta for one in upgraded.outcomes] == [entry.reference for entry in tuned]
+    assert upgraded.new == base.name == "v1"
+    assert {one.decision.step for one in upgraded.outcomes} == {"keep"}
+    assert run(path)[2].outcomes == upgraded.outcomes
 
 
 def test_an_evaluation_hands_on_only_what_the_job_knows():

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from anytune.cli import forecasts, options, show, stability_tables
+from anytune.cli.upgrade import print_upgrade, upgrade_record
+from anytune.errors import SettingsError
 
 
 def run(
@@ -43,11 +45,13 @@ def run(
     if json:
         plain = [_plain(result) for result in found]
         show.print_json(plain if loaded.several else plain[0])
-        return
-    for job, result in zip(loaded.resolved(), found, strict=True):
-        if loaded.several:
-            print(f"\n{job['job']}")
-        _print(job["job"], result)
+    else:
+        for job, result in zip(loaded.resolved(), found, strict=True):
+            if loaded.several:
+                print(f"\n{job['job']}")
+            _print(job["job"], result)
+    if any(getattr(result, "problems", None) for result in found):  # of an upgrade: deltas that were left out
+        raise typer.Exit(SettingsError.exit_code)
 
 
 def _source(recipe: str, store: str | None) -> str | Path:
@@ -65,6 +69,8 @@ def _print(job: str, result: Any) -> None:
         show.print_table(["metric", "value"], result.items())
     elif job == "pretrain":
         show.print_bases(result)
+    elif job == "upgrade":
+        print_upgrade(result)
     elif isinstance(result, list):
         show.print_runs(result)
         stability_tables.print_summaries(result)
@@ -73,6 +79,8 @@ def _print(job: str, result: Any) -> None:
 
 
 def _plain(result: Any) -> Any:
+    if hasattr(result, "outcomes"):
+        return upgrade_record(result)
     if hasattr(result, "rankings"):
         from anytune.jobs import transfer_grid
 

@@ -77,8 +77,7 @@ def upgrade(
         print_forecast(found, json=json)
         return
     if json:
-        show.print_json({"old": found.old, "new": found.new, "seconds": found.seconds,
-                         "deltas": [one.record() for one in found.outcomes]})  # fmt: skip
+        show.print_json(upgrade_record(found))
     else:
         print_upgrade(found)
     if found.problems:
@@ -100,6 +99,12 @@ def tasks_of(pairs: list[str]) -> dict[str, str]:
             )
         found[name] = source
     return found
+
+
+def upgrade_record(found: Upgrade) -> dict[str, Any]:
+    """An upgrade as JSON takes it."""
+    return {"old": found.old, "new": found.new, "seconds": found.seconds,
+            "deltas": [one.record() for one in found.outcomes]}  # fmt: skip
 
 
 def print_upgrade(found: Upgrade) -> None:

@@ -22,6 +22,7 @@ from anytune.jobs.recycle import recycle
 from anytune.jobs.recycle_grid import recycle_grid
 from anytune.jobs.transfer_grid import transfer_grid
 from anytune.jobs.tune import tune
+from anytune.jobs.upgrade import upgrade
 from anytune.jobs.use_forecasts import forecast_evaluation
 from anytune.manifests import caches_unwritten, read_manifest
 from anytune.methods import registry
@@ -154,6 +155,16 @@ class Planner:
         for one in made:
             self.deltas[slug(one.name)] = arguments
         return made
+
+    def _upgrade(self, given: dict[str, Any]) -> list[Forecast]:
+        (old, pending), (new, pending_new) = self._base(given["old"]), self._base(given["new"])
+        name = slug(f"{getattr(old, 'name', old)}-{getattr(new, 'name', new)}")
+        place = open_store(given.get("store")).folder / "upgrades"
+        if pending or pending_new or self.deltas:
+            return [Forecast("upgrade", name, place, notes=(PENDING,))]
+        found: Any = upgrade(**{**given, "old": old, "new": new}, dry_run=True)
+        at_most = f"{len(found.deltas)} deltas: at most {found.at_most:.0f} s if all need every step"
+        return [Forecast("upgrade", name, place, seconds=found.scoring, notes=(at_most,))]
 
     def _evaluate(self, given: dict[str, Any]) -> list[Forecast]:
         if isinstance(given["delta"], str) and slug(given["delta"]) in self.deltas:

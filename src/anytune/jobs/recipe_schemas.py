@@ -149,6 +149,25 @@ class RecycleRecipe(TaskColumns):
     tags: dict[str, str] | None = None
 
 
+class UpgradeRecipe(JobRecipe):
+    """``job: upgrade``; see :func:`anytune.jobs.upgrade.upgrade`."""
+
+    home = ("anytune.jobs.upgrade", "upgrade")
+    job: Literal["upgrade"] = "upgrade"
+    old: str
+    new: str
+    store: str | None = None
+    budget: str | float | None = None
+    tolerance: str | float = 0.01
+    tasks: dict[str, Source] | None = None
+    unlabelled: Source | None = None
+    deltas: Annotated[list[str], BeforeValidator(_listed)] | None = None
+    steps: Annotated[list[str], BeforeValidator(_listed)] | None = None
+    workers: int | None = None
+    fan_out: str = "processes"
+    out: str | None = None
+
+
 class EvaluateRecipe(TaskColumns):
     """``job: evaluate``; see :func:`anytune.jobs.load.evaluate`."""
 
@@ -275,6 +294,7 @@ JOBS: dict[str, type[JobRecipe]] = {
     "tune": TuneRecipe,
     "pretrain": PretrainRecipe,
     "recycle": RecycleRecipe,
+    "upgrade": UpgradeRecipe,
     "evaluate": EvaluateRecipe,
     "compare": CompareRecipe,
     "anytime": AnytimeRecipe,

@@ -40,6 +40,7 @@ from anytune.jobs.recipe_schemas import (
     ReportRecipe,
     TransferRecipe,
     TuneRecipe,
+    UpgradeRecipe,
 )
 from anytune.manifests import MANIFEST_NAME, read_manifest
 from anytune.store import Entry
@@ -51,6 +52,8 @@ FILE_KEYS = (
     "old_base",
     "delta",
     "start_from",
+    "projection",
+    "unlabelled",
     "sources",
     "teachers",
     "targets",
@@ -69,6 +72,12 @@ FILE_KEYS = (
     "source",
 )
 PLACES_TO_WRITE = ("store", "out", "figures", "log_dir", "anytime", "transfer")
+#: Keys that name files in one job alone, and a key of :data:`FILE_KEYS` or ``PLACES_TO_WRITE`` that is read alike.
+#: ``recycle`` in an arm of a grid names a method, and ``old`` and ``new`` of a grid are numbers of rows.
+ALIKE = {
+    "report": {"recycle": "anytime"},
+    "upgrade": {"old": "base", "new": "base", "deltas": "sources"},
+}
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
 
@@ -169,7 +178,7 @@ def _run_job(
     if not isinstance(job, EvaluateRecipe | ReportRecipe):
         arguments["reporter"] = reporter
     function = getattr(importlib.import_module(module), name)
-    for key in ("base", "old_base"):
+    for key in ("old", "new") if isinstance(job, UpgradeRecipe) else ("base", "old_base"):
         if isinstance(arguments.get(key), str) and slug(arguments[key]) in made:
             arguments[key] = made[slug(arguments[key])][-1]
     deltas = made.get(slug(arguments["delta"]), []) if "delta" in arguments else []
@@ -182,6 +191,8 @@ def _run_job(
     start = made.get(slug(arguments["start_from"]), []) if arguments.get("start_from") else []
     if len(start) == 1:
         arguments["start_from"] = start[0]
+    if isinstance(job, UpgradeRecipe) and "deltas" in arguments:
+        arguments["deltas"] = [entry for one in arguments["deltas"] for entry in made.get(slug(one), [one])]
     for key in ("sources", "teachers") if isinstance(job, TuneRecipe) else ():
         if key in arguments:
             arguments[key] = [_made(one, made) for one in arguments[key]]
@@ -235,15 +246,17 @@ def _beside(values: Any, folder: Path) -> Any:
         return [_beside(value, folder) for value in values]
     if not isinstance(values, Mapping):
         return values
-    # beside a job 'recycle' names folders of grids, as 'anytime' does; in an arm of a grid it names a method
-    job = "job" in values or "jobs" in values
-    return {
-        key: _beside_value("anytime" if job and key == "recycle" else key, value, folder)
-        for key, value in values.items()
-    }
+    job = values.get("job") if isinstance(values.get("job"), str) else None
+    # beside `jobs` stand defaults of all of them
+    alike: Mapping[Any, Any] = ALIKE["report"] if "jobs" in values else ALIKE.get(job or "", {})
+    return {key: _beside_value(alike.get(key, key), value, folder) for key, value in values.items()}
 
 
 def _beside_value(key: str, value: Any, folder: Path) -> Any:
+    if isinstance(value, list) and key == "unlabelled":
+        return value  # the texts themselves
+    if isinstance(value, Mapping) and key == "tasks":  # of an upgrade: whose data they are -> where they are
+        return {name: _beside_value("task", inner, folder) for name, inner in value.items()}
     if isinstance(value, list) and key in FILE_KEYS:
         return [_beside_value(key, inner, folder) for inner in value]
     if not isinstance(value, str):
