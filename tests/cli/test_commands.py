@@ -242,6 +242,22 @@ def test_what_export_wrote_is_imported_whole_with_its_manifest(cli, tuned, tiny_
     assert adopted["id"] == tuned["id"]
 
 
+def test_held_out_rows_that_were_exported_are_imported_and_others_are_not(cli, tuned, tiny_base):
+    own = Path(tuned["folder"], "sample.jsonl").read_bytes()
+    for option, there in (("--sample", True), ("--quiet", False)):
+        out = f"plain{option}"
+        cli("export", tuned["reference"], "--out", out, *([option] if there else []))
+        [adopted] = json.loads(cli("store", "import", out, "--base", tiny_base, "--store", f"s{option}", "--json").out)
+        rows = Path(adopted["folder"], "sample.jsonl")
+        assert rows.is_file() == there
+        assert not there or rows.read_bytes() == own
+    Path("plain--sample/sample.jsonl").write_bytes(own[:-20])
+    answer = cli("store", "import", "plain--sample", "--base", tiny_base, "--store", "third")
+    assert answer.code == 2
+    assert "sample.jsonl is not the file that the manifest" in answer.err
+    assert not list(Path("third").glob("deltas/*"))
+
+
 def test_store_import_adopts_what_export_wrote(cli, tuned, tiny_base):
     cli("export", tuned["reference"], "--out", "plain")
     Path("plain/anytune.json").unlink()

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from anytune.errors import AnytuneError, DeltaError, StoreError, WrongBaseError
-from anytune.manifests import MANIFEST_NAME, Manifest, MethodRecord, Parent, TaskRecord, read_manifest, run_key
+from anytune.manifests import (
+    MANIFEST_NAME,
+    SAMPLE_NAME,
+    Manifest,
+    MethodRecord,
+    Parent,
+    TaskRecord,
+    read_manifest,
+    run_key,
+    sha256_file,
+)
 from anytune.metrics import METRICS, default_metric
 from anytune.models.adapters import ADAPTER_FILE, CONFIG_FILE
 from anytune.models.base import Base
@@ -134,8 +144,10 @@ def import_artefact(
 ) -> Entry:
     """Adopt a delta that anytune made (of any form) with all that its manifest says; its files are checked first.
 
+    Held-out rows that lie beside it (``anytune export --sample``) come along.
+
     Raises:
-        StoreError: it is damaged, or no delta.
+        StoreError: it is damaged, or no delta, or the rows beside it are not those that its manifest speaks of.
         WrongBaseError: it belongs to another base than ``base``.
     """
     source = Entry(folder, read_manifest(folder))
@@ -151,8 +163,17 @@ def import_artefact(
             fix="--base with its own base; `anytune recycle` moves it to another afterwards",
         )
     store.verify(source)
+    rows = folder / SAMPLE_NAME if manifest.sample is not None and (folder / SAMPLE_NAME).is_file() else None
+    if rows is not None and manifest.sample is not None and sha256_file(rows) != manifest.sample.sha256:
+        raise StoreError(
+            f"{rows} is not the file that the manifest of {folder.name} speaks of",
+            why="A score on other rows would say nothing about these weights.",
+            fix=f"copy the folder again, or delete {SAMPLE_NAME}",
+        )
 
     def copy(place: Path) -> None:
+        if rows is not None:
+            shutil.copyfile(rows, place / SAMPLE_NAME)
         for file in manifest.files:
             (place / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / stored_as(source, file), place / file)
