@@ -144,6 +144,7 @@ def test_of_f1_the_interval_is_that_of_f1_and_not_of_right_answers(tiny_base, ot
     assert whole.error == pytest.approx(np.std(drops) * np.sqrt(len(rows) - 1))
     assert whole.measured[1] - whole.drop == pytest.approx(1.645 * max(whole.error, 1 / len(rows)))
     assert one(tiny_task).error is None
+    assert one(task.with_rows(validation=rows[:1])).measured is None  # of one text nothing is known
 
 
 def test_without_a_task_the_rows_stored_beside_the_delta_are_read(tiny_base, other_base, tiny_task, store):

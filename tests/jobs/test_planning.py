@@ -59,6 +59,7 @@ def test_an_upgrade_is_forecast_once_what_it_needs_is_there(cache, tiny_base, ti
     *_, known = run(written, dry_run=True)
     assert known.seconds > 0
     assert known.notes[0].startswith("2 deltas: at most ")
+    assert known.name == pending.name == "tiny-v1"
     assert listing(cache) == before
 
 

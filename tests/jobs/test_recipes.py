@@ -118,6 +118,9 @@ def test_files_of_an_upgrade_are_looked_for_beside_the_recipe_and_sizes_of_a_gri
             "arms": {"direct": {"recycle": "direct"}}, "out": "o", "old": ["full"]}  # fmt: skip
     [job] = load_recipe(write(tmp_path, yaml.safe_dump(grid), "g.yaml")).jobs
     assert job.arguments()["old"] == ["full"]
+    shared = "old: v0\nstore: s\njobs:\n  - {job: upgrade, new: v1}\n"
+    [job] = load_recipe(write(tmp_path, shared, "j.yaml")).jobs
+    assert job.arguments()["old"] == str(tmp_path / "v0")
     texts = "job: recycle\ndelta: d\nbase: b\nunlabelled: [mine, what.txt]\n"  # a list holds the texts themselves
     [job] = load_recipe(write(tmp_path, texts, "t.yaml")).jobs
     assert job.arguments()["unlabelled"] == ["mine", "what.txt"]

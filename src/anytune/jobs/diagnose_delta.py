@@ -120,7 +120,7 @@ class DeltaDiagnosis:
         1.645 standard errors to either side, paired text by text. Of a share of right answers, with N texts of which
         ``a`` turn wrong and ``b`` turn right, that error is ``(a + b - (a - b)^2 / N)^(1/2) / N``; of other metrics
         it is ``error``, by leaving out texts (``jackknife_error``). It is never that of less than one text: that no
-        answer of a few turned says little. None without labels.
+        answer of a few turned says little. None without labels, and of one text alone.
         """
         drop, flips = self.drop, self.flips
         if drop is None or flips is None or self.metric not in SHARES:
@@ -129,7 +129,7 @@ class DeltaDiagnosis:
         turned, net = flips.negative + flips.positive, flips.negative - flips.positive
         error = math.sqrt(turned - net**2 * one) * one if self.error is None else self.error
         wide = WIDTH * max(one, error)
-        return drop - wide, drop + wide
+        return (drop - wide, drop + wide) if math.isfinite(wide) else None
 
     @property
     def verdict(self) -> str:

@@ -158,8 +158,9 @@ class Planner:
 
     def _upgrade(self, given: dict[str, Any]) -> list[Forecast]:
         (old, pending), (new, pending_new) = self._base(given["old"]), self._base(given["new"])
-        name = slug(f"{getattr(old, 'name', old)}-{getattr(new, 'name', new)}")
-        place = open_store(given.get("store")).folder / "upgrades"
+        store = open_store(given.get("store"))
+        name = slug(f"{open_base(old, store).name}-{open_base(new, store).name}")
+        place = Path(given.get("out") or store.folder / "upgrades")
         if pending or pending_new or self.deltas:
             return [Forecast("upgrade", name, place, notes=(PENDING,))]
         found: Any = upgrade(**{**given, "old": old, "new": new}, dry_run=True)

@@ -29,6 +29,7 @@ from anytune.engine.progress import Reporter
 from anytune.engine.settings import TrainingSettings, training_settings
 from anytune.errors import AnytuneError, SettingsError, nearest
 from anytune.jobs.recipe_files import RecipeText, read_recipe, with_overrides
+from anytune.jobs.recipe_paths import PLACES_TO_WRITE, beside
 from anytune.jobs.recipe_schemas import (
     JOBS,
     AnytimeRecipe,
@@ -45,40 +46,6 @@ from anytune.jobs.recipe_schemas import (
 from anytune.manifests import MANIFEST_NAME, read_manifest
 from anytune.store import Entry
 from anytune.store.names import slug
-
-#: Keys whose values may name files; of these, ``PLACES_TO_WRITE`` always do.
-FILE_KEYS = (
-    "base",
-    "old_base",
-    "delta",
-    "start_from",
-    "projection",
-    "unlabelled",
-    "sources",
-    "teachers",
-    "targets",
-    "task",
-    "tasks",
-    "score_on",
-    "probe_on",
-    "domains",
-    "domain",
-    "watch",
-    "apart_from",
-    "anytime",
-    "transfer",
-    "validation",
-    "test",
-    "source",
-)
-PLACES_TO_WRITE = ("store", "out", "figures", "log_dir", "anytime", "transfer")
-#: Keys that name files in one job alone, and a key of :data:`FILE_KEYS` or ``PLACES_TO_WRITE`` that is read alike.
-#: ``recycle`` in an arm of a grid names a method, and ``old`` and ``new`` of a grid are numbers of rows.
-ALIKE = {
-    "report": {"recycle": "anytime"},
-    "upgrade": {"old": "base", "new": "base", "deltas": "sources"},
-}
-DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
 
 
 @dataclass(frozen=True)
@@ -218,7 +185,7 @@ def _text_of(recipe: str | Path | Mapping[str, Any]) -> RecipeText:
     if path.is_dir() or path.name == MANIFEST_NAME:
         return _of_manifest(path if path.is_dir() else path.parent)
     text = read_recipe(path)
-    return RecipeText(_beside(text.values, path.parent), text.source, text.lines)
+    return RecipeText(beside(text.values, path.parent), text.source, text.lines)
 
 
 def _of_manifest(folder: Path) -> RecipeText:
@@ -238,34 +205,6 @@ def _of_manifest(folder: Path) -> RecipeText:
     home = folder.resolve().parent
     place = {"store": str(home.parent)} if home.name in ("bases", "deltas") else {}
     return RecipeText({**place, **manifest.recipe}, f"the recipe of '{manifest.name}'")
-
-
-def _beside(values: Any, folder: Path) -> Any:
-    """The recipe with the files it names looked for in ``folder``; names that are no files there stay."""
-    if isinstance(values, list):
-        return [_beside(value, folder) for value in values]
-    if not isinstance(values, Mapping):
-        return values
-    job = values.get("job") if isinstance(values.get("job"), str) else None
-    # beside `jobs` stand defaults of all of them
-    alike: Mapping[Any, Any] = ALIKE["report"] if "jobs" in values else ALIKE.get(job or "", {})
-    return {key: _beside_value(alike.get(key, key), value, folder) for key, value in values.items()}
-
-
-def _beside_value(key: str, value: Any, folder: Path) -> Any:
-    if isinstance(value, list) and key == "unlabelled":
-        return value  # the texts themselves
-    if isinstance(value, Mapping) and key == "tasks":  # of an upgrade: whose data they are -> where they are
-        return {name: _beside_value("task", inner, folder) for name, inner in value.items()}
-    if isinstance(value, list) and key in FILE_KEYS:
-        return [_beside_value(key, inner, folder) for inner in value]
-    if not isinstance(value, str):
-        return _beside(value, folder)
-    if key not in (*FILE_KEYS, *PLACES_TO_WRITE) or not value or value.startswith("sample:"):
-        return value
-    there = folder / Path(value).expanduser()
-    named_as_file = value.startswith((".", "~")) or value.lower().endswith(DATA_SUFFIXES)
-    return str(there) if key in PLACES_TO_WRITE or named_as_file or there.exists() else value
 
 
 # From values to jobs

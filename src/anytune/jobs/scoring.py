@@ -147,13 +147,12 @@ class Scorer:
     def among(self, answers: Answers, kept: np.ndarray) -> float | None:
         """The main metric of some of the answers: ``kept`` [m] are numbers of rows of the split.
 
-        None where it is undefined among them, as for generation where no responses were decoded.
+        None where it is undefined among them, and for generation.
         """
-        rows = [self.rows[place] for place in kept]
         if isinstance(answers, Responses):
             return None
         if isinstance(answers, Tags):
-            gold = [list(row.label) for row in rows]
+            gold: list[Any] = [self.rows[place].label for place in kept]
             found = score(
                 self.task.metric, [answers.indices[place] for place in kept], gold, label_names=self.task.label_names
             )
