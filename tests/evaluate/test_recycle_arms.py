@@ -12,6 +12,7 @@ from anytune.evaluate.recycle_arms import (
     against,
     areas,
     broken,
+    by_task,
     cost,
     reaching,
     sections,
@@ -99,6 +100,33 @@ def test_a_run_that_diverged_counts_as_one_answer():
               for column in section.columns()]  # fmt: skip
     assert section.mean("initialize") == pytest.approx(sum(map(sum, values)) / 36)
     assert "the loss was nan" in recycle_tables(lines)
+
+
+def test_task_by_task_arms_are_compared_where_both_have_runs():
+    lines = grid({"direct": 0.0, "initialize": 0.05})
+    lines = [one for one in lines if (one["arm"], one["upgrade"], one["task"]) != ("initialize", "v2", "a")]
+    for one in lines:
+        if one["arm"] == "initialize" and one["seed"] == 0:
+            one.update(test=None, failed="the loss was nan")
+
+    def naive(arm: str, task: str) -> float:
+        """Over the upgrades, then the seeds; a run that diverged as always one answer."""
+        tests = {(one["upgrade"], one["seed"], one["arm"]): 0.3 if one["failed"] else one["test"]
+                 for one in lines if one["task"] == task}  # fmt: skip
+        means = []
+        for upgrade in ("v1", "v2"):
+            gains = [tests[upgrade, seed, arm] - tests[upgrade, seed, "fresh"] for seed in SEEDS
+                     if (upgrade, seed, arm) in tests]  # fmt: skip
+            means += [sum(gains) / len(gains)] if gains else []
+        return 100 * sum(means) / len(means)
+
+    [section] = sections(lines)
+    assert by_task(section, NOTHING) == pytest.approx(dict.fromkeys(TASKS, 72))
+    for arm in ("direct", "initialize"):
+        found = by_task(section, arm, "fresh")
+        assert found == pytest.approx({task: naive(arm, task) for task in TASKS})
+        assert f"{arm}, over fresh" in recycle_tables(lines)
+        assert f"{found['b']:+.2f}" in recycle_tables(lines)
 
 
 def test_a_run_that_was_refused_is_left_out_and_named():

@@ -27,7 +27,7 @@ from anytune.evaluate.compare import unit
 from anytune.evaluate.curves import Curve, area, censored_median, reach
 from anytune.evaluate.flips import flips
 from anytune.evaluate.scores import number
-from anytune.evaluate.stability import Against, across_tasks
+from anytune.evaluate.stability import Against, across_tasks, counted
 
 Line = Mapping[str, Any]
 #: What no run is needed for: the outdated weights where they are, and always giving the commonest training answer.
@@ -173,6 +173,25 @@ def against(
                 groups.append(column.task)
                 lowest.append(section.floors[column])
     return across_tasks(tasks, control, floors=lowest, groups=groups) if tasks else {}
+
+
+def by_task(section: Section, arm: str, other: str | None = None) -> dict[str, float]:
+    """Task -> the mean test score of an arm in points, over the upgrades that changed something and then over seeds.
+
+    Args:
+        other: its score is taken off, of the same upgrades and seeds. Tasks that lack either arm are left out.
+    """
+    found: dict[str, list[float]] = {}
+    for column in section.columns():
+        own = counted(section.scores(arm, column), section.floors[column])
+        if other is None:
+            values = list(own.values())
+        else:
+            beside = counted(section.scores(other, column), section.floors[column])
+            values = [own[seed] - beside[seed] for seed in own if seed in beside]
+        if values:
+            found.setdefault(column.task, []).append(float(np.mean(values)))
+    return {task: float(np.mean(means)) for task, means in found.items()}
 
 
 def areas(section: Section, arm: str, column: Column) -> dict[int, float | None]:

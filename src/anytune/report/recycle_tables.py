@@ -16,11 +16,13 @@ from anytune.evaluate.recycle_arms import (
     against,
     areas,
     broken,
+    by_task,
     cost,
     reaching,
     sections,
 )
-from anytune.evaluate.recycle_claims import Claim, claims, fall_of
+from anytune.evaluate.recycle_claims import Claim, claims, fall_of, plain_arm
+from anytune.evaluate.recycle_points import LEARNING
 from anytune.evaluate.stability import counted
 from anytune.report.arm_tables import difference_text, markdown_table, number_text, power_text
 
@@ -67,6 +69,8 @@ def recycle_tables(
             f"'{control}' ended with was reached (median over runs, as a share of its steps and seconds), answers "
             "that were right before the upgrade and are wrong now, and what a run costs:\n", _learning(section, gold),
         ]  # fmt: skip
+        if len(section.tasks) > 1:
+            text += ["Task by task: scores, and means of differences to them:\n", _by_task(section)]
     if upgrades:
         text += ["## Against the distance of the bases\n", _against_distance(made, upgrades, paths)]
     if paths:
@@ -190,6 +194,23 @@ def _learning(section: Section, gold: Mapping[str, Sequence[object]]) -> str:
     head = ["arm", "mean height", "over the control", "steps to it", "seconds to it", "reached", "negative flips",
             "cost (steps / seconds)"]  # fmt: skip
     return markdown_table(head, rows)
+
+
+def _by_task(section: Section) -> str:
+    """A row for each task; differences are over the upgrades and seeds that both arms have."""
+    control = section.control
+    columns = [(arm, by_task(section, arm), "{:.2f}") for arm in (NOTHING, control) if arm in section.runs]
+    for method in ("direct", *LEARNING):
+        arm = plain_arm([section], method)
+        if arm is not None:
+            columns += [
+                (f"{arm}, over {other}", by_task(section, arm, other), "{:+.2f}")
+                for other in ((NOTHING, control) if method == "direct" else (control,))
+                if other in section.runs
+            ]
+    rows = [[task, *(text.format(found[task]) if task in found else "" for _, found, text in columns)]
+            for task in section.tasks]  # fmt: skip
+    return markdown_table(["task", *(title for title, _, _ in columns)], rows)
 
 
 def _height(section: Section, arm: str) -> str:
