@@ -14,7 +14,7 @@ from anytune.evaluate.recycle_points import flips_against_gain, landings, learni
 from anytune.jobs.recipes import load_recipe
 from anytune.report.arms import KNOWN
 from anytune.report.page import page
-from anytune.report.recycle_figures import write_recycle_figures
+from anytune.report.recycle_figures import _by_distance, views, write_recycle_figures
 from anytune.report.recycle_grid_charts import by_distance, flips_chart, grid_looks, learning_curves
 from anytune.report.recycle_grid_panel import CASES_SHOWN, RecycleGrid, panel
 from tests.evaluate.test_recycle_arms import GOLD, TASKS, grid
@@ -101,6 +101,17 @@ def test_figures_are_written_with_their_numbers(tmp_path, lines):
     assert {row["arm"] for row in rows["flips-against-gain"]} == {NOTHING, "fresh", *ARMS}
     again = write_recycle_figures(lines, tmp_path / "again", UPGRADES, GOLDS)
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(written, again, strict=True))
+
+
+def test_however_many_arms_lie_side_by_side_none_is_beyond_the_axis():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    found = views(grid({f"arm {place}": 0.0 for place in range(30)}), UPGRADES, GOLDS)
+    plot = figure.add_subplot()
+    _by_distance(plot, found.cases[0], found, gains=False)
+    low, high = plot.get_xlim()
+    drawn = [x for line in plot.get_lines() for x in line.get_xdata()]
+    assert len(drawn) >= 2 * 30
+    assert low < min(drawn) < 0.1 < 0.2 < max(drawn) < high
 
 
 def test_a_figure_that_there_is_nothing_for_is_left_out(tmp_path):

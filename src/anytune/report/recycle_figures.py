@@ -144,7 +144,8 @@ def _by_distance(plot: Any, case: CaseViews, found: Views, *, gains: bool) -> No
             marker=MARKERS[found.looks[arm].shape], color=COLOURS[found.looks[arm].slot],
             linestyle=_dash(found.looks[arm]),
         )  # fmt: skip
-    plot.set_xlim(scale.low, scale.high)
+    edge = apart * (len(series) - 1) / 2  # or the outermost of many arms would lie beyond the axis
+    plot.set_xlim(scale.low - edge, scale.high + edge)
 
 
 def _learning(plot: Any, case: CaseViews, found: Views) -> None:
