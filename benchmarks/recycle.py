@@ -1,6 +1,6 @@
 """What recycling costs: a step of distillation, the line between two models, and a whole shelf upgraded.
 
-    python benchmarks/recycle.py                          # everything; about an hour on two quiet cores
+    python benchmarks/recycle.py                          # everything; about an hour and a half on two quiet cores
     python benchmarks/recycle.py --smoke                  # a few minutes on bert-tiny: does it run?
     python benchmarks/recycle.py --only shelf --deltas 100
 
@@ -14,6 +14,7 @@ many tasks are really different). Memory is the process's peak after a tenth of 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import shutil
 import sys
@@ -28,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from alternating import Arm, in_turn, now, tell, tell_times, write_results
 
 import anytune
-from anytune.data.batches import ExampleBatches
+from anytune.data.batches import ExampleBatches, encode_task
 from anytune.data.tasks import Task, load_task
 from anytune.engine.allocator import keep_freed_memory
 from anytune.engine.runtime import make_runtime
@@ -38,6 +39,7 @@ from anytune.evaluate.connectivity import path_between
 from anytune.jobs.deltas import load_delta
 from anytune.jobs.outdated import Moving
 from anytune.jobs.scoring import EncodedTask, Scorer
+from anytune.jobs.stored_sample import read_sample
 from anytune.methods import registry
 from anytune.methods.objective import Classification
 from anytune.methods.protocol import Run
@@ -99,43 +101,76 @@ def path(model: str, folder: Path, smoke: bool) -> dict[str, Any]:
             "examples": len(task.validation)}  # fmt: skip
 
 
-def shelf(model: str, folder: Path, count: int, tasks: int, smoke: bool) -> dict[str, Any]:
-    """A shelf upgraded, against every delta tuned afresh."""
-    base, store = anytune.open_base(model), Store(folder)
+def shelf(model: str, work: Path, folder: Path, count: int, tasks: int, smoke: bool) -> dict[str, Any]:
+    """A shelf upgraded, against every delta tuned afresh.
+
+    Args:
+        work: where deltas are tuned; what is there already, with its time, is not tuned again.
+        folder: where the shelf is filled up and upgraded, always from the beginning.
+    """
+    base, store = anytune.open_base(model), Store(work / "old")
     data = real_tasks(tasks)
     first = [anytune.tune(base, task, store=store, method="lora", training=training(smoke))[0] for task in data]
-    copies(store, first, count)
     domain = {"source": "sample:gcide", "name": "general"}
     steps = 5 if smoke else 100
     [new] = anytune.pretrain(
         base, [domain], store=store, names=["upgraded"],
         training={"steps": steps, "batch_size": 16, "block_size": 128, "learning_rate": 1e-4, "precision": "fp32"},
     )  # fmt: skip
-    fresh, began = {}, now()
+    times_file, fresh = work / "seconds.json", {}
+    times = json.loads(times_file.read_text()) if times_file.exists() else {}
     for task in data:
-        [one] = anytune.tune(new, task, store=folder.with_name("fresh"), method="lora", training=training(smoke))
+        began = now()
+        [one] = anytune.tune(new, task, store=work / "fresh", method="lora", training=training(smoke))
         fresh[task.name] = one
-    afresh = (now() - began) * count / len(data)
+        times.setdefault(task.name, now() - began)
+        times_file.write_text(json.dumps(times))
+    afresh = sum(times[task.name] for task in data) * count / len(data)
+    shutil.copytree(store.folder, folder)
+    copies(Store(folder), first, count)
     sources = {task.name: task for task in data}
     tenth = upgraded(folder, base, new, sources, [entry.reference for entry in first])
     whole = upgraded(folder, base, new, sources, None)
+    beside = {name: scored(one, work / "fresh", new, read_sample(old), "validation")
+              for old, (name, one) in zip(first, fresh.items(), strict=True)}  # fmt: skip
     within, flagged = 0, 0
     for one in whole["result"].outcomes:
-        taken, beside = one.decision, fresh[one.task].score("validation")
-        close = taken is not None and taken.score is not None and taken.score >= beside - POINT
+        taken = one.decision
+        close = taken is not None and taken.score is not None and taken.score >= beside[one.task] - POINT
         within += close
         flagged += not close and bool(one.flag)
+    made = {one.delta: one.made for one in whole["result"].outcomes}
     seconds = tenth["seconds"] + whole["seconds"]
     found = {
         "deltas": count, "different_tasks": len(data), "seconds": seconds, "afresh_seconds": afresh,
-        "share": seconds / afresh, "within_a_point_of_fresh": within, "others_flagged": flagged,
+        "share": seconds / afresh,
+        "share_of_training_alone": seconds * len(data) / count / sum(one.manifest.seconds for one in fresh.values()),
+        "within_a_point_of_fresh": within, "others_flagged": flagged,
         "steps_taken": tally(one.decision.step for one in whole["result"].outcomes if one.decision is not None),
+        "flags": tally(one.flag for one in whole["result"].outcomes if one.flag),
+        "test": {
+            task.name: {
+                "old": old.score("test"), "fresh": fresh[task.name].score("test"),
+                "upgraded": scored(made[old.reference], folder, new, task, "test") if made[old.reference] else None,
+            }
+            for old, task in zip(first, data, strict=True)
+        },
         "peak_bytes_after_a_tenth": tenth["peak"], "peak_bytes_after_all": whole["peak"],
     }  # fmt: skip
     tell(f"shelf, {model}: {count} deltas of {len(data)} tasks in {seconds:.0f} s, {100 * found['share']:.1f} % of "
          f"{afresh:.0f} s afresh; {within} within a point of it, {flagged} others flagged; peak "
          f"{tenth['peak'] / 2**20:.0f} then {whole['peak'] / 2**20:.0f} MiB")  # fmt: skip
     return found
+
+
+def scored(delta: Entry | str, store: Path, base: Entry, task: Task | None, split: str) -> float:
+    """The main score of a delta on the rows of a split."""
+    assert task is not None
+    model, tokenizer = anytune.load(delta, store=store)
+    opened, runtime = anytune.open_base(base), make_runtime("fp32")
+    encoded = encode_task(getattr(task, split), tokenizer, 64, task.kind)
+    scorer = Scorer(task=task, encoded=encoded, split=split, base=opened, batch_size=64, runtime=runtime)
+    return float(scorer(model.to(runtime.device))[0].scores[task.metric])
 
 
 def upgraded(
@@ -194,6 +229,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=None)
     parser.add_argument("--cycles", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="small, to see that it runs")
+    parser.add_argument("--work", type=Path, help="folder of the deltas tuned for the shelf: kept, and found again")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     given = parser.parse_args()
     keep_freed_memory()
@@ -207,7 +243,8 @@ def main() -> None:
             found["path"] = path(model, Path(scratch) / "path", given.smoke)
         if "shelf" in given.only:
             count, tasks = given.deltas or (6 if given.smoke else 100), given.tasks or (2 if given.smoke else 10)
-            found["shelf"] = shelf(model, Path(scratch) / "shelf", count, tasks, given.smoke)
+            work = given.work or Path(scratch) / "work"
+            found["shelf"] = shelf(model, work, Path(scratch) / "shelf", count, tasks, given.smoke)
     write_results(given.out, "recycle", found)
 
 
