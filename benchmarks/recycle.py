@@ -120,18 +120,22 @@ def shelf(model: str, work: Path, folder: Path, count: int, tasks: int, smoke: b
     times_file, fresh = work / "seconds.json", {}
     times = json.loads(times_file.read_text()) if times_file.exists() else {}
     for task in data:
+        place = work / "fresh" / task.name
+        if task.name not in times:  # what was cut in the middle would be timed by its second half alone
+            shutil.rmtree(place, ignore_errors=True)
         began = now()
-        [one] = anytune.tune(new, task, store=work / "fresh", method="lora", training=training(smoke))
+        [one] = anytune.tune(new, task, store=place, method="lora", training=training(smoke))
+        if times.get(task.name, {}).get("id") != one.id:
+            times[task.name] = {"id": one.id, "seconds": now() - began}
+            times_file.write_text(json.dumps(times))
         fresh[task.name] = one
-        times.setdefault(task.name, now() - began)
-        times_file.write_text(json.dumps(times))
-    afresh = sum(times[task.name] for task in data) * count / len(data)
+    afresh = sum(times[task.name]["seconds"] for task in data) * count / len(data)
     shutil.copytree(store.folder, folder)
     copies(Store(folder), first, count)
     sources = {task.name: task for task in data}
     tenth = upgraded(folder, base, new, sources, [entry.reference for entry in first])
     whole = upgraded(folder, base, new, sources, None)
-    beside = {name: scored(one, work / "fresh", new, read_sample(old), "validation")
+    beside = {name: scored(one, work / "fresh" / name, new, read_sample(old), "validation")
               for old, (name, one) in zip(first, fresh.items(), strict=True)}  # fmt: skip
     within, flagged = 0, 0
     for one in whole["result"].outcomes:

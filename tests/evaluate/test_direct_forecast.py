@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from anytune.errors import DataError
 from anytune.evaluate.direct_forecast import Forecaster, Reuse, coverage, delta_size, fit, shipped
+from anytune.jobs.direct_coefficients import fit_from
 
 
 def reuses(upgrades: int = 10, each: int = 12, seed: int = 0, noise: float = 0.1) -> list[Reuse]:
@@ -104,6 +106,18 @@ def test_what_is_shipped_can_be_read_and_says_what_it_was_learned_from():
         assert model.reuses >= 2
         assert min(model.weights) >= 0
     assert bool(found.models) == bool(found.source)
+
+
+def test_what_is_shipped_is_what_the_evidence_gives():
+    evidence = Path(__file__).resolve().parents[2] / "evidence"
+    grids = [evidence / f"recycle-{name}" for name in ("tiny", "chain", "minilm")]
+    again, there = fit_from([evidence / "direct-reuse" / "reuses.jsonl", *grids]), shipped()
+    assert again.source == there.source
+    for kind, model in there.models.items():
+        assert again.models[kind].weights == pytest.approx(model.weights)
+        assert again.models[kind].quantile == pytest.approx(model.quantile)
+        assert again.models[kind].reuses == model.reuses
+        assert again.coverage[kind].covered == pytest.approx(there.coverage[kind].covered)
 
 
 def test_lines_of_a_job_give_reuses_and_others_none():

@@ -173,9 +173,7 @@ def _gains(section: Section) -> str:
 
 
 def _compared_with(section: Section) -> list[str]:
-    direct = next((arm for arm, columns in section.runs.items()
-                   if any(line["method"] == "direct" and line["weights"] == "own"
-                          for runs in columns.values() for line in runs.values())), None)  # fmt: skip
+    direct = plain_arm([section], "direct")
     return [section.control, NOTHING, *([direct] if direct else [])]
 
 

@@ -11,8 +11,8 @@ Paper: Rinaldi et al. 2026 (GradFix): gradient signs of a few samples rectify a 
 Costs: one forward and one backward pass for each vote, ``rows`` times the number of classes of them by default; two
 numbers more for each weight of the difference while they are counted. No optimizer.
 When not to use it: when the base was only pre-trained on a little: there ``direct`` keeps everything, and half of a
-good difference is cut away here (in EVIDENCE.md that costs half of the score). Without any labels. For soft prompts,
-which have no base weights to point at.
+good difference is cut away here (in EVIDENCE.md that costs up to half of the score). Without any labels. For soft
+prompts, which have no base weights to point at.
 Choices of ours: each row votes alone by default (``rows_a_vote``); rows are drawn with the run's seed, as many of
 each class as there are, up to ``rows``; for other tasks than classification ``rows`` in all. Gradients are taken
 without dropout, in fp32. Entries without a majority (a word that occurs in none of the rows has no gradient) are left
