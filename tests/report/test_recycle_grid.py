@@ -12,6 +12,7 @@ import pytest
 from anytune.evaluate.recycle_arms import NO_DELTA, NOTHING, sections
 from anytune.evaluate.recycle_points import flips_against_gain, landings, learning
 from anytune.jobs.recipes import load_recipe
+from anytune.report.anytime_charts import LEFT, RIGHT, WIDTH
 from anytune.report.arms import KNOWN
 from anytune.report.page import page
 from anytune.report.recycle_figures import _by_distance, views, write_recycle_figures
@@ -112,6 +113,20 @@ def test_however_many_arms_lie_side_by_side_none_is_beyond_the_axis():
     drawn = [x for line in plot.get_lines() for x in line.get_xdata()]
     assert len(drawn) >= 2 * 30
     assert low < min(drawn) < 0.1 < 0.2 < max(drawn) < high
+
+
+@pytest.mark.parametrize("arms", [1, 30, 400])
+@pytest.mark.parametrize("distances", [(0.1, 0.2), (0.2, 0.2)])
+def test_nor_on_the_page(arms, distances):
+    section = sections(grid({f"arm {place}": 0.0 for place in range(arms)}))[0]
+    landed = landings(section, dict(zip(("v1", "v2"), distances, strict=True)))
+    drawn = str(by_distance(landed, grid_looks(section.arms), "fresh", gains=False))
+    bars = [
+        float(x) for x in re.findall(r'd="M([0-9.-]+) [0-9.-]+L[0-9. -]+" class="line thin arm-[0-9]" opacity', drawn)
+    ]
+    assert len(bars) == 2 * len(section.arms)
+    assert min(bars) >= LEFT
+    assert max(bars) <= WIDTH - RIGHT
 
 
 def test_a_figure_that_there_is_nothing_for_is_left_out(tmp_path):

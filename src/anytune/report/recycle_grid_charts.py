@@ -9,7 +9,7 @@ from markupsafe import Markup
 from anytune.evaluate.recycle_arms import NO_DELTA, NOTHING
 from anytune.evaluate.recycle_points import Broken, Estimate, Landing, Learning
 from anytune.evaluate.runs import WHOLE_BUDGET
-from anytune.report.anytime_charts import axes, picture, placing
+from anytune.report.anytime_charts import LEFT, RIGHT, WIDTH, axes, picture, placing
 from anytune.report.arms import KNOWN, OTHERS, Look
 from anytune.report.panels import Scale, scale_over
 from anytune.report.svg import marker, path, tag
@@ -67,20 +67,29 @@ def distance_scale(values: Sequence[float]) -> Scale:
     return scale_over(values) if high > low else Scale(low - (low or 1.0), high + (high or 1.0))
 
 
+def beside_each_other(distances: Sequence[float], arms: int) -> tuple[Scale, float]:
+    """A scale on which all arms find room beside each other at every distance, and the units between two of them."""
+    width, scale = WIDTH - LEFT - RIGHT, distance_scale(distances)
+    apart = min(DODGE, width / 4 / max(arms - 1, 1))
+    edge = apart * (arms - 1) / 2  # or the outermost of many arms would lie beyond the axis
+    room = edge / (width - 2 * edge) * (scale.high - scale.low)
+    return Scale(scale.low - room, scale.high + room), apart
+
+
 def by_distance(found: Sequence[Landing], looks: Mapping[str, Look], control: str, *, gains: bool) -> Markup | None:
     """Scores or gains upwards, the distance of the upgrade's base to the right, a line an arm; None without any."""
     series = series_of(found, gains=gains)
     points = [point for one in series.values() for point in one]
     if not points:
         return None
-    across = distance_scale([landing.distance for landing, _ in points])
+    across, apart = beside_each_other([landing.distance for landing, _ in points], len(series))
     up = scale_over([end for _, one in points for end in one.ends], include=0.0 if gains else None)
     at, what = placing(across, up), f"gain over {control}" if gains else "test score"
     parts = axes(at, across, up, "relative distance of the bases", what)
     if gains:
         parts.append(tag("path", d=path([at(across.low, 0.0), at(across.high, 0.0)]), class_="target"))
     for place, (arm, own) in enumerate(series.items()):
-        look, aside = looks[arm], DODGE * (place - (len(series) - 1) / 2)
+        look, aside = looks[arm], apart * (place - (len(series) - 1) / 2)
         slot = f"arm-{look.slot}"
         places = [(at(one.distance, 0)[0] + aside, *(at(0, y)[1] for y in (here.mean, *here.ends)))
                   for one, here in own]  # fmt: skip
