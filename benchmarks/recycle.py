@@ -35,6 +35,7 @@ from anytune.engine.allocator import keep_freed_memory
 from anytune.engine.runtime import make_runtime
 from anytune.engine.settings import training_settings
 from anytune.errors import AnytuneError
+from anytune.evaluate.base_distance import base_distance
 from anytune.evaluate.connectivity import path_between
 from anytune.jobs.deltas import load_delta
 from anytune.jobs.outdated import Moving
@@ -52,9 +53,10 @@ TASKS = ("rotten_tomatoes", "hpo", "foldoc", "bbc", "newsgroups", "r8", "tweets2
 POINT = 0.01
 
 
-def training(smoke: bool) -> dict[str, Any]:
-    return {"steps": 20 if smoke else 200, "batch_size": 16, "learning_rate": 2e-3, "max_length": 64,
-            "precision": "fp32"}  # fmt: skip
+def training(smoke: bool, steps: int = 200) -> dict[str, Any]:
+    steps = 20 if smoke else steps
+    return {"steps": steps, "batch_size": 16, "learning_rate": 2e-3, "max_length": 64, "precision": "fp32",
+            "evaluate_every": max(steps // 5, 1)}  # fmt: skip
 
 
 def step(model: str, folder: Path, cycles: int, smoke: bool) -> list[dict[str, Any]]:
@@ -101,22 +103,26 @@ def path(model: str, folder: Path, smoke: bool) -> dict[str, Any]:
             "examples": len(task.validation)}  # fmt: skip
 
 
-def shelf(model: str, work: Path, folder: Path, count: int, tasks: int, smoke: bool) -> dict[str, Any]:
+def shelf(
+    model: str, work: Path, folder: Path, count: int, tasks: int, steps: int, domain: str, smoke: bool
+) -> dict[str, Any]:  # fmt: skip
     """A shelf upgraded, against every delta tuned afresh.
 
     Args:
+        steps: of tuning each delta, on the old base and afresh.
+        domain: what the base is upgraded with.
         work: where deltas are tuned; what is there already, with its time, is not tuned again.
         folder: where the shelf is filled up and upgraded, always from the beginning.
     """
     base, store = anytune.open_base(model), Store(work / "old")
     data = real_tasks(tasks)
-    first = [anytune.tune(base, task, store=store, method="lora", training=training(smoke))[0] for task in data]
-    domain = {"source": "sample:gcide", "name": "general"}
-    steps = 5 if smoke else 100
+    first = [anytune.tune(base, task, store=store, method="lora", training=training(smoke, steps))[0] for task in data]
     [new] = anytune.pretrain(
-        base, [domain], store=store, names=["upgraded"],
-        training={"steps": steps, "batch_size": 16, "block_size": 128, "learning_rate": 1e-4, "precision": "fp32"},
+        base, [{"source": domain, "name": "upgrade"}], store=store, names=["upgraded"],
+        training={"steps": 5 if smoke else 100, "batch_size": 16, "block_size": 128, "learning_rate": 2e-4,
+                  "precision": "fp32"},
     )  # fmt: skip
+    distance = base_distance(base, anytune.open_base(new)).whole.relative
     times_file, fresh = work / "seconds.json", {}
     times = json.loads(times_file.read_text()) if times_file.exists() else {}
     for task in data:
@@ -124,7 +130,7 @@ def shelf(model: str, work: Path, folder: Path, count: int, tasks: int, smoke: b
         if task.name not in times:  # what was cut in the middle would be timed by its second half alone
             shutil.rmtree(place, ignore_errors=True)
         began = now()
-        [one] = anytune.tune(new, task, store=place, method="lora", training=training(smoke))
+        [one] = anytune.tune(new, task, store=place, method="lora", training=training(smoke, steps))
         if times.get(task.name, {}).get("id") != one.id:
             times[task.name] = {"id": one.id, "seconds": now() - began}
             times_file.write_text(json.dumps(times))
@@ -146,7 +152,9 @@ def shelf(model: str, work: Path, folder: Path, count: int, tasks: int, smoke: b
     made = {one.delta: one.made for one in whole["result"].outcomes}
     seconds = tenth["seconds"] + whole["seconds"]
     found = {
-        "deltas": count, "different_tasks": len(data), "seconds": seconds, "afresh_seconds": afresh,
+        "deltas": count, "different_tasks": len(data), "tuning_steps": training(smoke, steps)["steps"],
+        "domain": domain, "distance": distance,
+        "seconds": seconds, "afresh_seconds": afresh,
         "share": seconds / afresh,
         "share_of_training_alone": seconds * len(data) / count / sum(one.manifest.seconds for one in fresh.values()),
         "within_a_point_of_fresh": within, "others_flagged": flagged,
@@ -227,17 +235,19 @@ def tally(words: Any) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="default: sample:minilm-l6, bert-tiny with --smoke")
+    parser.add_argument("--model", default=None, help="default: warmed:minilm-l6, bert-tiny with --smoke")
     parser.add_argument("--only", nargs="*", default=["step", "path", "shelf"], choices=["step", "path", "shelf"])
     parser.add_argument("--deltas", type=int, default=None)
     parser.add_argument("--tasks", type=int, default=None)
+    parser.add_argument("--steps", type=int, default=500, help="of tuning a delta of the shelf; 50 are one epoch")
+    parser.add_argument("--domain", default="sample:hpo", help="what the shelf's base is upgraded with")
     parser.add_argument("--cycles", type=int, default=None)
     parser.add_argument("--smoke", action="store_true", help="small, to see that it runs")
     parser.add_argument("--work", type=Path, help="folder of the deltas tuned for the shelf: kept, and found again")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     given = parser.parse_args()
     keep_freed_memory()
-    model = given.model or ("sample:bert-tiny" if given.smoke else "sample:minilm-l6")
+    model = given.model or ("sample:bert-tiny" if given.smoke else "warmed:minilm-l6")
     found: dict[str, Any] = {"model": model}
     with tempfile.TemporaryDirectory() as scratch:
         if "step" in given.only:
@@ -248,7 +258,8 @@ def main() -> None:
         if "shelf" in given.only:
             count, tasks = given.deltas or (6 if given.smoke else 100), given.tasks or (2 if given.smoke else 10)
             work = given.work or Path(scratch) / "work"
-            found["shelf"] = shelf(model, work, Path(scratch) / "shelf", count, tasks, given.smoke)
+            found["shelf"] = shelf(model, work, Path(scratch) / "shelf", count, tasks, given.steps,
+                                   given.domain, given.smoke)  # fmt: skip
     write_results(given.out, "recycle", found)
 
 

@@ -128,8 +128,8 @@ def test_where_the_weights_do_not_carry_over_deltas_climb_and_each_step_is_told(
         assert entry.score("validation") == pytest.approx(taken.score)
         anytune.load(entry, store=store, base=new)
         if taken.step in ("initialize", "combined", "retune"):
-            made = one.attempts[-1].settings["steps"]
-            assert entry.manifest.steps == made <= one.attempts[-1].settings["of"]
+            settings = next(attempt.settings for attempt in one.attempts if attempt.step == taken.step)
+            assert entry.manifest.steps == settings["steps"] <= settings["of"]
     assert any(len(one.attempts) > 3 for one in result.outcomes)
 
 
@@ -176,6 +176,14 @@ def test_the_test_split_decides_nothing(far, tiny_base, tmp_path):
     decisions = [[(one.decision, [dict(attempt.scores) for attempt in one.attempts]) for one in result.outcomes]
                  for result in results]  # fmt: skip
     assert decisions[0] == decisions[1]
+    assert content(store) == content(other)
+    assert any(one.decision.step == "initialize" for one in results[0].outcomes)
+    for one in results[0].outcomes:  # nor is it read at all
+        entry = Store(store).get(one.made)
+        assert (
+            "test" not in {**entry.manifest.scores, **entry.manifest.task.counts} or one.decision.step != "initialize"
+        )
+        assert not (entry.folder / "predictions.jsonl").exists()
 
 
 def damage(store: Path) -> dict[str, str]:
@@ -253,9 +261,6 @@ def test_without_training_rows_only_steps_that_need_no_label_are_taken(far, tiny
     tried = [attempt for one in texts.outcomes for attempt in one.attempts if attempt.step == "distill"]
     assert tried
     assert all(attempt.problem is None for attempt in tried)
-    for one in texts.outcomes:
-        if one.decision.step == "distill":
-            assert "test" not in Store(store).get(one.made).manifest.scores
 
 
 def test_rows_that_decide_are_left_out_of_what_is_trained_on(shelf, tiny_base):

@@ -144,13 +144,14 @@ def _trained(shelf: Shelf, entry: Entry, found: Found, decision: Decision, recor
     manifest.decision, manifest.tags = record, _tags(entry)
     # two upgrades, or two deltas tuned alike, may come to the same run: each has an artefact of its own
     manifest.run = run_key(job="upgrade", upgrade=record["upgrade"], delta=entry.id, run=run.manifest.run)
-    if not attempt.settings.get("labels", True):
-        manifest.scores.pop("test", None)  # there were no test rows: others stood in for them
+    manifest.scores.pop("test", None)  # a held-out row stood in for the test split
+    if manifest.task is not None:
+        manifest.task.counts.pop("test", None)
     sample = _has_sample(entry)
 
     def write(folder: Path) -> None:
         for name in (*run.manifest.files, METRICS_NAME):
-            if (run.folder / name).is_file() and not (name == PREDICTIONS_NAME and "test" not in manifest.scores):
+            if (run.folder / name).is_file() and name != PREDICTIONS_NAME:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(run.folder / name, folder / name)
         if sample:
