@@ -1,6 +1,6 @@
 """What recycling costs: a step of distillation, the line between two models, and a whole shelf upgraded.
 
-    python benchmarks/recycle.py                          # everything; about an hour and a half on two quiet cores
+    python benchmarks/recycle.py                          # everything; about two hours on two quiet cores
     python benchmarks/recycle.py --smoke                  # a few minutes on bert-tiny: does it run?
     python benchmarks/recycle.py --only shelf --deltas 100
 
