@@ -19,7 +19,7 @@ states, 4 bytes a number (``store: fp16`` 2). A step is plain tuning's plus a lo
 When not to use it: when the old model is worse than what the labels alone give; when the new base has the old one's
 shape and few steps are to be made (``initialize`` starts where distillation wants to go; ``combined`` does both). In
 EVIDENCE.md 60 steps on full differences of a small model end below plain tuning, under a teacher far above both; 180
-end above those 60 and beside the teacher, tuning afresh for as long a little higher (LoRA: a little lower).
+end above that tuning and beside the teacher (tuning afresh for as long: a little higher, with LoRA a little lower).
 Choices of ours: alpha weights the teacher, as in the published code (its help text says the opposite). The divergence
 is a mean over examples; the published code divides it by the number of classes too, and its alpha and T then mean
 something else for each task: ``preset: paper_code`` restores that, with alpha 0.9, T 10, beta 10 (one cell of its
