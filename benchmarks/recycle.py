@@ -7,8 +7,9 @@
 ``step``: steps of ``distill`` and ``combined`` beside plain tuning, in one process and in turn (``alternating.py``).
 ``path``: the share of its time that the 26-point line spends in forward passes. ``shelf``: LoRA deltas of real tasks
 carried over to an upgraded base by one ``upgrade``, against tuning afresh on that base, which is measured on one delta
-of each task and multiplied. Deltas beyond the first of a task are copies with a little noise (said in the results: how
-many tasks are really different). Memory is the process's peak after a tenth of the shelf and after all of it.
+of each task and multiplied; one delta of each task is tuned on, to see what is to be had beyond its old score. Deltas
+beyond the first of a task are copies with a little noise (said in the results: how many tasks are really different).
+Memory is the process's peak after a tenth of the shelf and after all of it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from anytune.jobs.deltas import load_delta
 from anytune.jobs.outdated import Moving
 from anytune.jobs.scoring import EncodedTask, Scorer
 from anytune.jobs.stored_sample import read_sample
+from anytune.jobs.upgrade_results import Outcome
 from anytune.methods import registry
 from anytune.methods.objective import Classification
 from anytune.methods.protocol import Run
@@ -140,7 +142,7 @@ def shelf(
     copies(Store(folder), first, count)
     sources = {task.name: task for task in data}
     tenth = upgraded(folder, base, new, sources, [entry.reference for entry in first])
-    whole = upgraded(folder, base, new, sources, None)
+    whole = upgraded(folder, base, new, sources, None, headroom=True)
     outcomes = whole["result"].outcomes
     # What a point is worth: tuning afresh with another seed is not always within a point of tuning afresh.
     again = {task.name: anytune.tune(new, task, store=work / "fresh" / task.name, method="lora", seeds=[1],
@@ -148,8 +150,9 @@ def shelf(
     goal = {name: must(one.score("test")) - POINT for name, one in fresh.items()}
     tested = {one.delta: scored(one.made, folder, new, sources[one.task], "test") for one in outcomes if one.made}
     behind = [one for one in outcomes if tested.get(one.delta, 0.0) < goal[one.task]]
-    deciding = {name: scored(one, work / "fresh" / name, new, read_sample(old), "validation") - POINT
+    deciding = {name: scored(one, work / "fresh" / name, new, read_sample(old), "validation")
                 for old, (name, one) in zip(first, fresh.items(), strict=True)}  # fmt: skip
+    probes = [one for one in outcomes if one.headroom and one.headroom["probe"] == one.delta]
     decisions = [(one.task, one.decision) for one in outcomes if one.decision is not None]
     seconds = tenth["seconds"] + whole["seconds"]
     found = {
@@ -158,12 +161,18 @@ def shelf(
         "seconds": seconds, "afresh_seconds": afresh,
         "share": seconds / afresh,
         "share_of_training_alone": seconds * len(data) / count / sum(one.manifest.seconds for one in fresh.values()),
-        "within_a_point_of_fresh": count - len(behind), "others_flagged": sum(bool(one.flag) for one in behind),
+        "within_a_point_of_fresh": count - len(behind),
+        "others_flagged": sum(bool(one.flag or one.more) for one in behind),
         "others_by_task": tally(one.task for one in behind),
-        "within_a_point_on_deciding_rows": sum((one.score or 0.0) >= deciding[task] for task, one in decisions),
+        "within_a_point_on_deciding_rows": sum(
+            (one.score or 0.0) >= deciding[task] - POINT for task, one in decisions
+        ),
         "tasks_with_another_fresh_seed_within": sum(must(again[name].score("test")) >= goal[name] for name in fresh),
         "steps_taken": tally(one.step for _, one in decisions),
         "flags": tally(one.flag for one in outcomes if one.flag),
+        "can_do_more": tally(one.task for one in outcomes if one.more),
+        "on_deciding_rows": {one.task: headroom(one) | {"fresh": deciding[one.task]} for one in probes},
+        "headroom_seconds": sum(one.headroom["seconds"] for one in probes if one.headroom),
         "test": {
             task.name: {
                 "old": old.score("test"), "fresh": fresh[task.name].score("test"),
@@ -198,12 +207,20 @@ def scored(delta: Entry | str, store: Path, base: Entry, task: Task | None, spli
     return float(scorer(model.to(runtime.device))[0].scores[task.metric])
 
 
+def headroom(one: Outcome) -> dict[str, Any]:
+    """What tuning it on gave beside what was taken, on the rows that decide."""
+    assert one.headroom is not None
+    assert one.decision is not None
+    return {"old": one.decision.old, "upgraded": one.decision.score, "tuned_on": one.headroom["score"],
+            "error": one.headroom["error"]}  # fmt: skip
+
+
 def upgraded(
-    store: Path, base: Any, new: Entry, tasks: dict[str, Task], deltas: Sequence[str] | None
+    store: Path, base: Any, new: Entry, tasks: dict[str, Task], deltas: Sequence[str] | None, headroom: bool = False
 ) -> dict[str, Any]:
     """An upgrade, timed."""
     began = now()
-    result = anytune.upgrade(store, old=base, new=new, tasks=tasks, deltas=deltas)
+    result = anytune.upgrade(store, old=base, new=new, tasks=tasks, deltas=deltas, headroom=headroom)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"result": result, "seconds": now() - began, "peak": peak}
 

@@ -12,7 +12,7 @@ from anytune.errors import SettingsError
 
 if TYPE_CHECKING:
     from anytune.jobs.upgrade_forecast import UpgradeForecast
-    from anytune.jobs.upgrade_results import Upgrade
+    from anytune.jobs.upgrade_results import Outcome, Upgrade
 
 #: Rows of the table that are printed; all of them stand on the page.
 SHOWN = 40
@@ -46,6 +46,9 @@ def upgrade(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only these steps: keep, scale, initialize, combined, distill, retune."),
     ] = None,
+    headroom: Annotated[
+        bool, typer.Option("--headroom", help="Also tune one delta of each task on: can the new base do more for it?")
+    ] = False,
     out: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Where upgrade.jsonl and the page go (default: in the store).")
     ] = None,
@@ -70,8 +73,8 @@ def upgrade(
 
     found: Any = job(
         store, old=old, new=new, budget=budget, tolerance=tolerance, tasks=tasks_of(task or []), unlabelled=unlabelled,
-        deltas=delta or None, steps=step or None, workers=workers, fan_out=fan_out, out=out, dry_run=dry_run,
-        reporter=reporter(quiet),
+        deltas=delta or None, steps=step or None, headroom=headroom, workers=workers, fan_out=fan_out, out=out,
+        dry_run=dry_run, reporter=reporter(quiet),
     )  # fmt: skip
     if dry_run:
         print_forecast(found, json=json)
@@ -113,7 +116,8 @@ def print_upgrade(found: Upgrade) -> None:
         ["delta", "task", "old", "direct", "now", "step", "flag", "time"],
         [
             [one.delta, one.task, one.score("old"), one.score("keep"), one.decision.score if one.decision else None,
-             (one.decision.step if one.decision else None) or "", one.flag, forecasts.clock(one.seconds)]
+             (one.decision.step if one.decision else None) or "", one.flag or ("more" if one.more else ""),
+             forecasts.clock(one.seconds)]
             for one in found.outcomes[:SHOWN]
         ],
     )  # fmt: skip
@@ -124,6 +128,7 @@ def print_upgrade(found: Upgrade) -> None:
         f"\n{back} of {len(found.outcomes)} are within the tolerance ({100 * found.tolerance:.4g} %) of their old "
         f"score, after {forecasts.clock(found.seconds)}"
     )
+    print_headroom(found)
     flagged = {one.flag for one in found.outcomes} & {"budget", "unseen", "rows"}
     if flagged & {"budget", "unseen"}:
         show.say("the budget ended: the same command with a larger --budget goes on")
@@ -136,6 +141,24 @@ def print_upgrade(found: Upgrade) -> None:
     for one in found.problems:
         show.say(f"left out: {one.delta}: {one.problem}")
     show.say(f"\npage: {found.page}\njournal: {found.journal}")
+
+
+def print_headroom(found: Upgrade) -> None:
+    """Where the new base can do more than was asked of it; nothing where nobody looked."""
+    looked = [one for one in found.outcomes if one.headroom]
+    above: dict[str, list[Outcome]] = {}
+    for one in looked:
+        if one.headroom and one.more:
+            above.setdefault(one.headroom["probe"], []).append(one)
+    if looked:
+        count = sum(len(group) for group in above.values())
+        show.say(f"{count} of {len(looked)} looked at can do more on {found.new} than bring their old score back")
+    for probe, group in above.items():
+        seen, taken = group[0].headroom or {}, [one.decision.score or 0.0 for one in group if one.decision]
+        show.say(
+            f"{group[0].task}: {len(group)} at {min(taken):.4g} to {max(taken):.4g}; "
+            f"tuned on for {seen['step']} steps, {probe} scores {seen['score']:.4g}"
+        )
 
 
 def print_forecast(found: UpgradeForecast, *, json: bool) -> None:

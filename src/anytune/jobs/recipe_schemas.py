@@ -163,6 +163,7 @@ class UpgradeRecipe(JobRecipe):
     unlabelled: Source | None = None
     deltas: Annotated[list[str], BeforeValidator(_listed)] | None = None
     steps: Annotated[list[str], BeforeValidator(_listed)] | None = None
+    headroom: bool = False
     workers: int | None = None
     fan_out: str = "processes"
     out: str | None = None

@@ -147,10 +147,10 @@ class Scorer:
     def among(self, answers: Answers, kept: np.ndarray) -> float | None:
         """The main metric of some of the answers: ``kept`` [m] are numbers of rows of the split.
 
-        None where it is undefined among them, and for generation.
+        None where it is undefined among them, or the responses that it needs were not decoded.
         """
         if isinstance(answers, Responses):
-            return None
+            return self._of_responses(answers, kept)
         if isinstance(answers, Tags):
             gold: list[Any] = [self.rows[place].label for place in kept]
             found = score(
@@ -160,6 +160,16 @@ class Scorer:
         labels = gold_labels(self.task, self.split)[kept]
         said = task_evaluation(labels, self.task.kind, self._score, answers[torch.from_numpy(kept)])
         return number(said.scores.get(self.task.metric))
+
+    def _of_responses(self, answers: Responses, kept: np.ndarray) -> float | None:
+        losses = answers.losses[torch.from_numpy(kept)]
+        mean, texts = float(losses[:, 0].sum() / losses[:, 1].sum()), answers.texts
+        if self.task.metric != "exact_match":
+            return number(score(self.task.metric, None, None, mean_loss=mean).get(self.task.metric))
+        if texts is None or len(texts) < len(self.rows):
+            return None
+        gold = [str(self.rows[place].label) for place in kept]
+        return number(score(self.task.metric, [texts[place] for place in kept], gold, mean_loss=mean)["exact_match"])
 
     def _score(self, predicted: np.ndarray, gold: np.ndarray) -> dict[str, float]:
         return score(self.task.metric, predicted, gold, len(self.task.label_names))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,8 @@ from anytune.jobs.upgrade_choices import (
     stored_choices,
     wanted_of,
 )
+from anytune.jobs.upgrade_headroom import STEP as HEADROOM
+from anytune.jobs.upgrade_headroom import Headroom, groups, known, look_further, marked
 from anytune.jobs.upgrade_results import Outcome, Upgrade, shelf_of, told_by
 from anytune.jobs.upgrade_runs import Bench, score_shelf, steps_for, told, train_step
 from anytune.jobs.upgrade_shelf import FOUND, Shelf
@@ -57,6 +59,7 @@ def upgrade(
     unlabelled: Source | None = None,
     deltas: Sequence[Entry | Source] | None = None,
     steps: Collection[str] | None = None,
+    headroom: bool = False,
     workers: int | None = None,
     fan_out: str = "processes",
     out: Source | None = None,
@@ -77,6 +80,8 @@ def upgrade(
         unlabelled: texts without labels (a file, or "sample:NAME"), for deltas without training rows.
         deltas: these alone; default: every delta of the old base that has weights.
         steps: which steps of the ladder are wanted; default: all.
+        headroom: also tune one delta of each task on, to mark those that the new base can do more for than bring their
+            old score back (:mod:`anytune.jobs.upgrade_headroom`); deltas upgraded before are looked at as well.
         workers: processes that share the deltas; default: this one alone.
         fan_out: what the workers are: "processes" of this machine, or "ray".
         dry_run: change nothing; give a :class:`~anytune.jobs.upgrade_forecast.UpgradeForecast` instead.
@@ -103,7 +108,7 @@ def upgrade(
 
         shelf = Shelf(place=place.folder.resolve(), old=before, new=after, work=place.work_folder(key),
                       tolerance=share, tasks=dict(tasks or {}), unlabelled=unlabelled)  # fmt: skip
-        forecast: Any = forecast_upgrade(shelf, entries, broken, key, steps, workers or 1)
+        forecast: Any = forecast_upgrade(shelf, entries, broken, key, steps, workers or 1, headroom)
         return forecast
     folder = Path(out or place.folder / "upgrades" / f"{slug(f'{before.name}-{after.name}')}-{key[:8]}")
     title = f"upgrade {before.name} to {after.name}"
@@ -121,6 +126,8 @@ def upgrade(
         climbing = _Climb(shelf, entries, key, steps, crew)
         try:
             climbing.run()
+            if headroom:
+                climbing.look_further()
         finally:
             seconds = earlier + time.time() - began
             write_atomic(work / SPENT_NAME, json.dumps({"seconds": round(seconds, 3)}).encode())
@@ -167,17 +174,27 @@ class _Crew:
 
     def train(self, step: str, entries: Sequence[Entry]) -> None:
         """Try a training step on each of some deltas."""
-        if self.workers < 2 or len(entries) < 2:
-            for entry in entries:
-                train_step(shelf=self.shelf, reference=entry.reference, step=step, reporter=self.reporter)
-            return
+        self._each(train_step, step, step, [(entry, {"step": step}) for entry in entries])
+
+    def look_further(self, pairs: Sequence[tuple[Entry, Entry]]) -> None:
+        """Tune deltas on beyond what was taken for them; each with what that is."""
+        self._each(look_further, "headroom", HEADROOM, [(entry, {"made": made.reference}) for entry, made in pairs])
+
+    def _each(
+        self, function: Callable[..., None], title: str, step: str, work: Sequence[tuple[Entry, dict[str, Any]]]
+    ) -> None:  # fmt: skip
+        """Do what trains as many steps as a step of the ladder, on each of some deltas."""
         units = [
-            Unit(f"{entry.reference}, {step}", train_step,
-                 {"shelf": self.shelf, "reference": entry.reference, "step": step}, steps_for(entry, step))
-            for entry in entries
+            Unit(f"{entry.reference}, {title}", function,
+                 {"shelf": self.shelf, "reference": entry.reference, **more}, steps_for(entry, step))
+            for entry, more in work
         ]  # fmt: skip
+        if self.workers < 2 or len(units) < 2:
+            for unit in units:
+                function(**unit.arguments, reporter=self.reporter)
+            return
         count = worker_count(len(units), self.workers)
-        run_units(units, title=f"{self.title}: {step}", reporter=self.reporter, workers=count, fan_out=self.fan_out)
+        run_units(units, title=f"{self.title}: {title}", reporter=self.reporter, workers=count, fan_out=self.fan_out)
 
 
 class _Climb:
@@ -232,6 +249,21 @@ class _Climb:
                 self.made[entry.id] = made
             self.done.add(entry.id)
 
+    def look_further(self) -> None:
+        """Of each task, mark the deltas that tuning on would do more for."""
+        of_tasks = groups(self.entries, self.made)
+        unknown_yet = [group[0] for group in of_tasks if self._headroom(group) is None]
+        self.crew.look_further([(entry, self.made[entry.id]) for entry in unknown_yet])
+        for group in of_tasks:
+            found = self._headroom(group)
+            for entry in group:
+                if found and "headroom" not in (self.made[entry.id].manifest.decision or {}):
+                    self.made[entry.id] = marked(self.shelf, self.made[entry.id], found)
+
+    def _headroom(self, group: Sequence[Entry]) -> Headroom | None:
+        """What is known of it by any delta of a task."""
+        return next((found for entry in group if (found := known(self.shelf, self.made[entry.id]))), None)
+
     def outcomes(self) -> list[Outcome]:
         """What became of each."""
         return [self._outcome(entry) for entry in self.entries]
@@ -243,6 +275,7 @@ class _Climb:
             delta=entry.reference, task=manifest.task.name if manifest.task else "", seed=manifest.seed,
             metric=manifest.task.metric if manifest.task else "", method="+".join(methods),
             made=made.reference if made is not None else None, attempts=found.attempts,
+            headroom=(made.manifest.decision or {}).get("headroom") if made is not None else None,
         )  # fmt: skip
         problem = found.problem or self.failed.get(entry.id)
         if problem is not None:

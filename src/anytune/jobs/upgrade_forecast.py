@@ -9,6 +9,7 @@ from typing import Any
 
 from anytune.errors import AnytuneError
 from anytune.jobs.upgrade_choices import is_final, stored_choices
+from anytune.jobs.upgrade_headroom import STEP as HEADROOM
 from anytune.jobs.upgrade_results import Outcome
 from anytune.jobs.upgrade_runs import Bench, seconds_for, told
 from anytune.jobs.upgrade_shelf import Shelf
@@ -49,7 +50,7 @@ class UpgradeForecast:
 
     Attributes:
         scoring: seconds to score all deltas, which is the least it takes.
-        at_most: seconds if every delta had to climb to the last step.
+        at_most: seconds if every delta had to climb to the last step; looking for headroom included.
     """
 
     deltas: Sequence[Awaited]
@@ -65,9 +66,13 @@ class UpgradeForecast:
 
 def forecast_upgrade(
     shelf: Shelf, entries: Sequence[Entry], broken: Sequence[Outcome], key: str, only: Collection[str] | None,
-    workers: int,
+    workers: int, headroom: bool = False,
 ) -> UpgradeForecast:  # fmt: skip
-    """Look at every delta; score some rows of the first that can be scored."""
+    """Look at every delta; score some rows of the first that can be scored.
+
+    Args:
+        headroom: one delta of each task is tuned on as well.
+    """
     made = stored_choices(shelf, key)
     bench, a_row, found = Bench(shelf), None, []
     wanted = [step.name for step in STEPS if step.share and (only is None or step.name in only)]
@@ -99,4 +104,7 @@ def forecast_upgrade(
     found += [Awaited(delta=one.delta, state="problem", problem=one.problem) for one in broken]
     scoring = sum(one.scoring for one in found)
     training = sum(sum((one.training_seconds or {}).values()) for one in found)
+    if headroom:
+        a_task = {(one.task, one.method): entry for entry, one in zip(entries, found, strict=False) if not one.problem}
+        training += sum(seconds_for(entry, HEADROOM) for entry in a_task.values())
     return UpgradeForecast(found, scoring / workers, (scoring + training) / workers, workers)

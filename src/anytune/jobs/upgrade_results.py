@@ -26,6 +26,7 @@ class Outcome:
         attempts: all that was tried.
         made: reference of the artefact on the new base.
         problem: what is wrong with the delta.
+        headroom: what tuning a delta of its task on gave, where that was asked for.
     """
 
     delta: str
@@ -37,6 +38,7 @@ class Outcome:
     attempts: Sequence[Attempt] = ()
     made: str | None = None
     problem: str | None = None
+    headroom: Mapping[str, Any] | None = None
 
     @property
     def flag(self) -> str:
@@ -46,8 +48,13 @@ class Outcome:
         return "unseen" if self.decision is None else self.decision.flag
 
     @property
+    def more(self) -> str:
+        """Why the new base can do more for it than bring its old score back; empty where nothing shows that."""
+        return str(self.headroom["more"]) if self.headroom else ""
+
+    @property
     def seconds(self) -> float:
-        """What it cost."""
+        """What it cost; not what it took to look for headroom."""
         return round(sum(attempt.seconds for attempt in self.attempts), 3)
 
     def score(self, step: str) -> float | None:
@@ -63,7 +70,7 @@ class Outcome:
             "old": taken.old if taken else None, "direct": self.score("keep"), "goal": taken.goal if taken else None,
             "reason": taken.reason if taken else self.problem or "the budget ended before it was scored",
             "seconds": self.seconds, "attempts": [attempt.record() for attempt in self.attempts], "made": self.made,
-            "problem": self.problem,
+            "problem": self.problem, "headroom": self.headroom,
         }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from anytune.data.batches import Encoded, encode_task
 from anytune.data.tasks import Task
 from anytune.engine.interrupts import InterruptedRunError
+from anytune.engine.loop import Evaluation
 from anytune.engine.progress import Reporter, Silent
 from anytune.engine.runtime import Runtime, make_runtime
 from anytune.errors import AnytuneError, DeltaError
@@ -18,7 +19,7 @@ from anytune.jobs.deltas import AnyDelta, load_delta
 from anytune.jobs.moving import complete_head, moved
 from anytune.jobs.recycle import recycle
 from anytune.jobs.resident import Resident
-from anytune.jobs.scoring import Scorer
+from anytune.jobs.scoring import Answers, Scorer
 from anytune.jobs.tune import tune
 from anytune.jobs.upgrade_shelf import Found, Shelf, rows_hash
 from anytune.jobs.upgrade_steps import BY_NAME, Attempt, best_coefficient, goal_of, reaches, worth
@@ -109,17 +110,22 @@ class Bench:
     def score(self, base: Base, delta: AnyDelta, entry: Entry, sample: Task) -> tuple[dict[str, float], float]:
         """All metrics of a delta on held-out rows, the main one first, and the seconds it took."""
         began = time.perf_counter()
-        encoded = self._rows(base, entry, sample)
-        scorer = Scorer(
-            task=sample, encoded=encoded, split="validation", base=base, batch_size=64, runtime=self.runtime
-        )
-        with self.resident(base).holding(delta, *_kind(entry)) as model:
-            found, _ = scorer(model)
+        found, _ = self.answers(base, delta, entry, self.scorer(base, entry, sample))
         if not found.scores or found.loss is None or found.loss != found.loss:
             raise NoAnswerError(
                 f"'{entry.reference}' answers with NaN on {base.name}", why="No score can be made of that."
             )
         return dict(found.scores), time.perf_counter() - began
+
+    def scorer(self, base: Base, entry: Entry, sample: Task) -> Scorer:
+        """What scores a delta of these settings on held-out rows, as a base reads them."""
+        encoded = self._rows(base, entry, sample)
+        return Scorer(task=sample, encoded=encoded, split="validation", base=base, batch_size=64, runtime=self.runtime)
+
+    def answers(self, base: Base, delta: AnyDelta, entry: Entry, scorer: Scorer) -> tuple[Evaluation, Answers]:
+        """What a delta answers on a base, and what that scores."""
+        with self.resident(base).holding(delta, *_kind(entry)) as model:
+            return scorer(model)
 
     def _rows(self, base: Base, entry: Entry, sample: Task) -> Encoded:
         length = int(entry.manifest.training.get("max_length") or 128)

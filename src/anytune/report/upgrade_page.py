@@ -60,9 +60,10 @@ def page(old: str, new: str, tolerance: float, lines: Sequence[Line], seconds: f
 def headline(old: str, new: str, tolerance: float, lines: Sequence[Line], seconds: float) -> str:
     """What came of it, in a sentence."""
     back, share = sum(line["flag"] == "" for line in lines), f"{100 * tolerance:.4g}\N{NO-BREAK SPACE}%"
+    more = sum(bool(_more(line)) for line in lines)
     return (
         f"{back} of {len(lines)} deltas of {old} are within the tolerance ({share}) of their old score on {new}, "
-        f"after {words.duration(seconds)}"
+        f"after {words.duration(seconds)}" + (f"; {more} can do more on it" if more else "")
     )
 
 
@@ -82,9 +83,15 @@ def _row(line: Line) -> dict[str, Any]:
     return {
         "delta": line["delta"], "task": line["task"], "method": line["method"], "metric": line["metric"],
         "old": number("old"), "direct": number("direct"), "score": number("score"), "step": line["step"] or "–",
-        "flag": "" if line["flag"] == "" else FLAGS[line["flag"]], "seconds": words.duration(line["seconds"]),
-        "reason": line["reason"], "made": line["made"] or "",
+        "flag": FLAGS[line["flag"]] if line["flag"] else "can do more" if _more(line) else "",
+        "seconds": words.duration(line["seconds"]),
+        "reason": "; ".join(part for part in (line["reason"], _more(line)) if part), "made": line["made"] or "",
     }  # fmt: skip
+
+
+def _more(line: Line) -> str:
+    """Why the new base can do more for a delta; journals of before headroom was looked for say nothing of it."""
+    return (line.get("headroom") or {}).get("more", "")
 
 
 def _asset(name: str) -> str:
