@@ -3,7 +3,8 @@
 A climb ends at the first step that brings the old score back, and does not know what tuning on a better base would
 give. To tell, one delta of each task is tuned on from its old weights for a quarter of the steps it was once tuned
 with, and not ended early. Where that scores more than what was taken, by more than the tolerance and by more than
-chance, all deltas of the task that stand below are marked. What was taken stays: a mark says where tuning pays.
+chance, it is marked, and with it all deltas of the task that stand as far below. What was taken stays: a mark says
+where tuning pays.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Headroom:
     Attributes:
         probe: the delta.
         score: best main metric on its held-out rows.
+        taken: the same of what the upgrade took for it.
         error: standard error of the difference from what the upgrade took for it, row by row (``jackknife_error``);
             None where there are too few rows to tell.
         step: training step that scored best.
@@ -57,6 +59,7 @@ class Headroom:
 
     probe: str
     score: float
+    taken: float
     error: float | None
     step: int
     steps: int
@@ -75,6 +78,17 @@ def exceeds(score: float, taken: float | None, error: float | None, metric: str,
         return False
     allowed = tolerance if METRICS[metric].higher_is_better else tolerance * abs(taken)
     return worth(score, metric) - worth(taken, metric) > max(allowed, SURE * error) + ROUNDING
+
+
+def can_do_more(found: Headroom, own: float | None, metric: str, tolerance: float) -> bool:
+    """Whether a task's headroom says of one of its deltas that the new base can do more for it.
+
+    The one that was tuned on must have gained: that a delta of unmeasured error stands below it is not enough.
+
+    Args:
+        own: the score of what was taken for the delta.
+    """
+    return all(exceeds(found.score, taken, found.error, metric, tolerance) for taken in (found.taken, own))
 
 
 def groups(entries: Sequence[Entry], made: Mapping[str, Entry]) -> list[list[Entry]]:
@@ -131,11 +145,11 @@ def look_further(*, shelf: Shelf, reference: str, made: str, reporter: Reporter 
 
 def known(shelf: Shelf, taken: Entry) -> Headroom | None:
     """What was written down of a delta's headroom, or stands in the manifest of what the upgrade took for it."""
-    stored = (taken.manifest.decision or {}).get("headroom")
-    if stored is not None:
-        return Headroom(**{key: value for key, value in stored.items() if key != "more"})
     with suppress(OSError, ValueError, TypeError):
-        return Headroom(**json.loads(_path(shelf, taken).read_text(encoding="utf-8")))
+        stored = (taken.manifest.decision or {}).get("headroom")
+        if stored is None:
+            return Headroom(**json.loads(_path(shelf, taken).read_text(encoding="utf-8")))
+        return Headroom(**{key: value for key, value in dict(stored).items() if key != "more"})
     return None
 
 
@@ -143,7 +157,7 @@ def marked(shelf: Shelf, taken: Entry, found: Headroom) -> Entry:
     """What was taken for a delta, with what its task's headroom means for it in its manifest."""
     record = dict(taken.manifest.decision or {})
     metric, own = str(record["metric"]), record["score"]
-    more = exceeds(found.score, own, found.error, metric, shelf.tolerance)
+    more = can_do_more(found, own, metric, shelf.tolerance)
     record["headroom"] = {**asdict(found), "more": told_of(found, own) if more else ""}
     return shelf.store.update(taken, decision=record)
 
@@ -163,8 +177,8 @@ def _tuned_on(shelf: Shelf, entry: Entry, taken: Entry, sample: Task, task: Task
         training={"steps": count, "evaluate_every": max(1, count // LOOKS), "keep": "best"},
         keep_sample=False, reporter=reporter,
     )  # fmt: skip
-    best = run.score()
-    if run.manifest.failed or best is None:
+    best, own = run.score(), (taken.manifest.decision or {}).get("score")
+    if run.manifest.failed or best is None or own is None:
         raise DeltaError(run.manifest.failed or "it has no score")
     bench, base = Bench(shelf), shelf.new_base
     scorer = bench.scorer(base, entry, sample)
@@ -176,7 +190,7 @@ def _tuned_on(shelf: Shelf, entry: Entry, taken: Entry, sample: Task, task: Task
 
     error = jackknife_error(gained, len(sample.validation))
     return Headroom(
-        probe=entry.reference, score=best, error=error if math.isfinite(error) else None,
+        probe=entry.reference, score=best, taken=own, error=error if math.isfinite(error) else None,
         step=run.manifest.best_step, steps=run.manifest.steps, seconds=round(time.perf_counter() - began, 3),
     )  # fmt: skip
 

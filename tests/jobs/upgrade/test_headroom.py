@@ -13,7 +13,7 @@ import anytune
 from anytune.jobs import upgrade_headroom
 from anytune.jobs.stored_sample import read_sample
 from anytune.jobs.upgrade import upgrade
-from anytune.jobs.upgrade_headroom import exceeds, groups
+from anytune.jobs.upgrade_headroom import Headroom, can_do_more, exceeds, groups
 from anytune.manifests import MANIFEST_NAME
 from anytune.store import Store
 from tests.jobs.upgrade.conftest import TRAINING
@@ -77,6 +77,15 @@ def test_what_exceeds_is_more_than_the_tolerance_and_more_than_chance(
     assert exceeds(score, taken, error, metric, tolerance) is expected
 
 
+def test_others_are_marked_beside_one_that_gained_itself():
+    gained = Headroom("it", 0.80, 0.70, 0.02, 75, 100, 1.0)
+    assert [can_do_more(gained, own, "accuracy", 0.01) for own in (0.60, 0.70, 0.77, 0.80, None)] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+    as_good_before = Headroom("it", 0.80, 0.80, 0.0, 75, 100, 1.0)
+    assert not can_do_more(as_good_before, 0.60, "accuracy", 0.01)
+
+
 def test_one_delta_is_tuned_on_for_its_task_and_all_below_it_are_marked(half, tiny_base):
     store, near = half
     tasks, plain = {"things": task_file(store)}, store.parent / "plain"
@@ -88,6 +97,7 @@ def test_one_delta_is_tuned_on_for_its_task_and_all_below_it_are_marked(half, ti
     assert seen["probe"] == first.delta
     assert seen == {**second.headroom, "more": seen["more"]}
     assert seen["steps"] == 100
+    assert seen["taken"] == first.decision.score
     assert 0 < seen["step"] <= 100
     for one in result.outcomes:
         assert one.flag == ""
