@@ -152,11 +152,16 @@ def print_headroom(found: Upgrade) -> None:
             above.setdefault(one.headroom["probe"], []).append(one)
     if looked:
         count = sum(len(group) for group in above.values())
-        show.say(f"{count} of {len(looked)} looked at can do more on {found.new} than bring their old score back")
+        tuned = len({one.headroom["probe"] for one in looked if one.headroom})
+        show.say(
+            f"{count} of {len(looked)} can do more on {found.new} than bring their old score back "
+            f"(to see that, {tuned} {'was' if tuned == 1 else 'were'} tuned on)"
+        )
     for probe, group in above.items():
         seen, taken = group[0].headroom or {}, [one.decision.score or 0.0 for one in group if one.decision]
+        least, greatest = f"{min(taken):.4g}", f"{max(taken):.4g}"
         show.say(
-            f"{group[0].task}: {len(group)} at {min(taken):.4g} to {max(taken):.4g}; "
+            f"{group[0].task}: {len(group)} at {least}{'' if least == greatest else f' to {greatest}'}; "
             f"tuned on for {seen['step']} steps, {probe} scores {seen['score']:.4g}"
         )
 

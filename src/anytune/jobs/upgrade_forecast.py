@@ -10,6 +10,7 @@ from typing import Any
 from anytune.errors import AnytuneError
 from anytune.jobs.upgrade_choices import is_final, stored_choices
 from anytune.jobs.upgrade_headroom import STEP as HEADROOM
+from anytune.jobs.upgrade_headroom import way_of_tuning
 from anytune.jobs.upgrade_results import Outcome
 from anytune.jobs.upgrade_runs import Bench, seconds_for, told
 from anytune.jobs.upgrade_shelf import Shelf
@@ -105,6 +106,6 @@ def forecast_upgrade(
     scoring = sum(one.scoring for one in found)
     training = sum(sum((one.training_seconds or {}).values()) for one in found)
     if headroom:
-        a_task = {(one.task, one.method): entry for entry, one in zip(entries, found, strict=False) if not one.problem}
+        a_task = {way_of_tuning(entry): entry for entry, one in zip(entries, found, strict=False) if not one.problem}
         training += sum(seconds_for(entry, HEADROOM) for entry in a_task.values())
     return UpgradeForecast(found, scoring / workers, (scoring + training) / workers, workers)

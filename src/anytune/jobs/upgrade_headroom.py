@@ -92,7 +92,7 @@ def can_do_more(found: Headroom, own: float | None, metric: str, tolerance: floa
 
 
 def groups(entries: Sequence[Entry], made: Mapping[str, Entry]) -> list[list[Entry]]:
-    """The deltas that one of them can speak for: one task, the same labels, tuned by the same methods.
+    """The deltas that one of them can speak for: those of one task that were tuned in one way (``way_of_tuning``).
 
     Of deltas that were brought back by their own weights; what was taught or tuned afresh starts elsewhere.
 
@@ -103,12 +103,24 @@ def groups(entries: Sequence[Entry], made: Mapping[str, Entry]) -> list[list[Ent
     for entry in entries:
         taken = made[entry.id].manifest.decision or {} if entry.id in made else {}
         step = BY_NAME.get(taken.get("step") or "")
-        if taken.get("flag") != "" or step is None or not step.fits or entry.manifest.task is None:
-            continue
-        methods = [one.name for one in entry.manifest.methods if not one.name.startswith("recycle/")]
-        key = (entry.manifest.task.name, tuple(entry.manifest.label_names), entry.manifest.form, tuple(methods))
-        found.setdefault(key, []).append(entry)
+        if taken.get("flag") == "" and step is not None and step.fits and entry.manifest.task is not None:
+            found.setdefault(way_of_tuning(entry), []).append(entry)
     return list(found.values())
+
+
+def way_of_tuning(entry: Entry) -> tuple[Any, ...]:
+    """What deltas must have in common so that one can speak for the others: all but the seed and the settings.
+
+    The task with its labels and number of training rows, the methods and what they tune, and how long: one that was
+    tuned to the end says nothing of one that was tuned for a few steps or on a few rows.
+    """
+    manifest, task = entry.manifest, entry.manifest.task
+    methods = tuple(one.name for one in manifest.methods if not one.name.startswith("recycle/"))
+    rows = task.counts.get("train") if task else None
+    # As it was asked for: where training ended early, each seed made its own number of steps.
+    asked = manifest.recipe.get("training") or {}
+    long = (manifest.decision or {}).get("tuned_steps") or (asked.get("steps"), asked.get("epochs"))
+    return (task.name if task else "", tuple(manifest.label_names), rows, manifest.form, methods, long)
 
 
 def look_further(*, shelf: Shelf, reference: str, made: str, reporter: Reporter | None = None) -> None:

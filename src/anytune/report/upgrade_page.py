@@ -52,7 +52,7 @@ def page(old: str, new: str, tolerance: float, lines: Sequence[Line], seconds: f
     return environment.get_template("upgrade.html").render(
         style=Markup(_asset("page.css")), old=old, new=new, headline=headline(old, new, tolerance, lines, seconds),
         steps=_steps(lines), charts=charts, marks=key_of_marks(), shown=SHOWN, many=len(lines) > SHOWN,
-        rows=[_row(line) for line in lines],
+        rows=[_row(line) for line in lines], further=_further(new, lines),
         version=__version__,
     )  # fmt: skip
 
@@ -64,6 +64,18 @@ def headline(old: str, new: str, tolerance: float, lines: Sequence[Line], second
     return (
         f"{back} of {len(lines)} deltas of {old} are within the tolerance ({share}) of their old score on {new}, "
         f"after {words.duration(seconds)}" + (f"; {more} can do more on it" if more else "")
+    )
+
+
+def _further(new: str, lines: Sequence[Line]) -> str:
+    """What looking for headroom gave, also where it found none; nothing where nobody looked."""
+    looked = [line for line in lines if line.get("headroom")]
+    if not looked:
+        return ""
+    tuned, more = len({line["headroom"]["probe"] for line in looked}), sum(bool(_more(line)) for line in looked)
+    return (
+        f"{more} of {len(looked)} can do more on {new} than bring their old score back; "
+        f"to see that, {tuned} {'was' if tuned == 1 else 'were'} tuned on."
     )
 
 

@@ -13,8 +13,9 @@ import anytune
 from anytune.jobs import upgrade_headroom
 from anytune.jobs.stored_sample import read_sample
 from anytune.jobs.upgrade import upgrade
-from anytune.jobs.upgrade_headroom import Headroom, can_do_more, exceeds, groups
+from anytune.jobs.upgrade_headroom import Headroom, can_do_more, exceeds, groups, way_of_tuning
 from anytune.manifests import MANIFEST_NAME
+from anytune.report.upgrade_page import page
 from anytune.store import Store
 from tests.jobs.upgrade.conftest import TRAINING
 from tests.jobs.upgrade.shelves import content, lines, task_file
@@ -107,6 +108,9 @@ def test_one_delta_is_tuned_on_for_its_task_and_all_below_it_are_marked(half, ti
         assert Store(store).get(one.made).manifest.decision["headroom"] == one.headroom
         assert "test" not in Store(store).get(one.made).manifest.scores
     assert "; 2 can do more on it" in result.page.read_text()
+    further = "2 of 2 can do more on near than bring their old score back; to see that, 1 was tuned on."
+    assert further in result.page.read_text()
+    assert "was tuned on" not in without.page.read_text()
     # what is taken is what is taken without looking
     assert content(store) == content(plain)
     assert [one.decision for one in result.outcomes] == [one.decision for one in without.outcomes]
@@ -241,6 +245,56 @@ def test_one_delta_speaks_for_those_of_its_task_tuned_in_the_same_way(far, shelf
         assert len(groups(entries, {**taken, entries[0].id: other})) == 2
 
 
+def test_those_tuned_for_longer_or_on_more_rows_are_spoken_for_by_one_of_their_own(half):
+    entry = Store(half[0]).find("delta")[0]
+    manifest = entry.manifest
+
+    def like(**changes):
+        return way_of_tuning(entry.__class__(entry.folder, manifest.model_copy(update=changes)))
+
+    def asked(**training):
+        return {**manifest.recipe, "training": {**manifest.recipe["training"], **training}}
+
+    own, task, seeds = way_of_tuning(entry), manifest.task, Store(half[0]).find("delta")
+    assert len({one.manifest.steps for one in seeds}) == 2  # ended early, each at a step of its own
+    assert {way_of_tuning(one) for one in seeds} == {own}
+    assert like(recipe=asked(steps=800)) != own
+    assert len({own, *(like(recipe=asked(steps=None, epochs=count)) for count in (2, 3))}) == 3
+    assert like(task=task.model_copy(update={"counts": {**task.counts, "train": 8}})) != own
+    assert like(task=task.model_copy(update={"counts": {**task.counts, "test": 8}})) == own
+    assert like(task=task.model_copy(update={"name": "others"})) != own
+    assert like(label_names=manifest.label_names[::-1]) != own
+    assert like(methods=[]) != own
+    # one that an upgrade brought over was tuned on for other steps since, and once for these
+    brought = [like(recipe=asked(steps=steps), decision={"tuned_steps": 60}) for steps in (15, 30)]
+    assert brought[0] == brought[1]
+
+
+def test_where_nothing_more_was_found_the_page_says_that_it_was_looked_for():
+    taken = {
+        "delta": "a",
+        "task": "t",
+        "metric": "accuracy",
+        "method": "lora",
+        "seed": 0,
+        "flag": "",
+        "step": "keep",
+        "score": 0.7,
+        "old": 0.7,
+        "direct": 0.7,
+        "goal": 0.69,
+        "reason": "back",
+        "seconds": 1.0,
+        "made": "b",
+    }
+    seen = {"probe": "a", "more": ""}
+    lines = [{**taken, "headroom": seen}, {**taken, "headroom": {**seen, "probe": "c"}}, taken]
+    assert "0 of 2 can do more on new than bring their old score back; to see that, 2 were tuned on." in (
+        page("old", "new", 0.01, lines, 3.0)
+    )
+    assert "can do more" not in page("old", "new", 0.01, [taken], 3.0)
+
+
 def test_the_command_tells_and_the_dry_run_counts_it(half, tiny_base, cli):
     store, near = half
     words = ("upgrade", store, "--from", tiny_base, "--to", near, "--task", f"things={task_file(store)}")
@@ -253,7 +307,7 @@ def test_the_command_tells_and_the_dry_run_counts_it(half, tiny_base, cli):
     assert added > 0
     answer = cli(*words, "--headroom", "--quiet")
     assert answer.code == 0
-    assert "2 of 2 looked at can do more on near than bring their old score back" in answer.out
+    assert "2 of 2 can do more on near than bring their old score back (to see that, 1 was tuned on)" in answer.out
     assert "tuned on for" in answer.out
     assert [row.split()[-2] for row in answer.out.splitlines() if row.startswith("things-lora") and " keep " in row]
 
