@@ -9,7 +9,8 @@
 carried over to an upgraded base by one ``upgrade``, against tuning afresh on that base, which is measured on one delta
 of each task and multiplied; one delta of each task is tuned on, to see what is to be had beyond its old score. Deltas
 beyond the first of a task are copies with a little noise (said in the results: how many tasks are really different).
-Memory is the process's peak after a tenth of the shelf and after all of it.
+Memory is the process's peak after a tenth of the shelf and after all of it. ``afresh``, for a shelf whose deltas were
+tuned earlier (``--work``): tuning afresh timed once more, so that both sides of the share are of one day.
 """
 
 from __future__ import annotations
@@ -238,6 +239,25 @@ def real_tasks(count: int) -> list[Task]:
     return found
 
 
+def afresh(model: str, work: Path, folder: Path, tasks: int, steps: int, smoke: bool) -> dict[str, Any]:
+    """Seconds of tuning every task afresh, again: beside those a shelf found in ``work``, how far the machine drifts.
+
+    Args:
+        work: of a shelf that was upgraded before, with its upgraded base.
+        folder: where it is tuned, from the beginning.
+    """
+    [new] = [one for one in Store(work / "old").find("base") if one.manifest.name == "upgraded"]
+    before, seconds = json.loads((work / "seconds.json").read_text()), {}
+    for task in real_tasks(tasks):
+        began = now()
+        anytune.tune(new, task, store=folder, method="lora", training=training(smoke, steps))
+        seconds[task.name] = now() - began
+    known = sum(before[name]["seconds"] for name in seconds)
+    total = sum(seconds.values())
+    tell(f"afresh, {model}: {len(seconds)} tasks in {total:.0f} s, {total / known:.2f} of the {known:.0f} s known")
+    return {"seconds": seconds, "seconds_known": known, "ratio": total / known}
+
+
 def copies(store: Store, entries: Sequence[Entry], count: int) -> None:
     """Fill a shelf up to ``count`` deltas with copies whose matrices are a thousandth of their size off."""
     for number in range(len(entries), count):
@@ -266,7 +286,9 @@ def tally(words: Any) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="default: warmed:minilm-l6, bert-tiny with --smoke")
-    parser.add_argument("--only", nargs="*", default=["step", "path", "shelf"], choices=["step", "path", "shelf"])
+    parser.add_argument("--only", nargs="*", default=["step", "path", "shelf"],
+                        choices=["step", "path", "shelf", "afresh"],
+                        help="afresh: time tuning afresh once more, with --work of an earlier shelf")  # fmt: skip
     parser.add_argument("--deltas", type=int, default=None)
     parser.add_argument("--tasks", type=int, default=None)
     parser.add_argument("--steps", type=int, default=500, help="of tuning a delta of the shelf; 50 are one epoch")
@@ -290,6 +312,11 @@ def main() -> None:
             work = given.work or Path(scratch) / "work"
             found["shelf"] = shelf(model, work, Path(scratch) / "shelf", count, tasks, given.steps,
                                    given.domain, given.smoke)  # fmt: skip
+        if "afresh" in given.only:
+            if given.work is None:
+                parser.error("afresh needs the --work of an earlier shelf")
+            tasks = given.tasks or (2 if given.smoke else 10)
+            found["afresh"] = afresh(model, given.work, Path(scratch) / "afresh", tasks, given.steps, given.smoke)
     write_results(given.out, "recycle", found)
 
 
