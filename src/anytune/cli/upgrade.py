@@ -145,18 +145,14 @@ def print_upgrade(found: Upgrade) -> None:
 
 def print_headroom(found: Upgrade) -> None:
     """Where the new base can do more than was asked of it; nothing where nobody looked."""
-    looked = [one for one in found.outcomes if one.headroom]
+    from anytune.report.upgrade_page import further
+
+    if told := further(found.new, [one.headroom for one in found.outcomes]):
+        show.say(told)
     above: dict[str, list[Outcome]] = {}
-    for one in looked:
+    for one in found.outcomes:
         if one.headroom and one.more:
             above.setdefault(one.headroom["probe"], []).append(one)
-    if looked:
-        count = sum(len(group) for group in above.values())
-        tuned = len({one.headroom["probe"] for one in looked if one.headroom})
-        show.say(
-            f"{count} of {len(looked)} can do more on {found.new} than bring their old score back "
-            f"(to see that, {tuned} {'was' if tuned == 1 else 'were'} tuned on)"
-        )
     for probe, group in above.items():
         seen, taken = group[0].headroom or {}, [one.decision.score or 0.0 for one in group if one.decision]
         least, greatest = f"{min(taken):.4g}", f"{max(taken):.4g}"

@@ -12,7 +12,7 @@ from anytune.jobs.command import recipe_of
 from anytune.jobs.deltas import AnyDelta
 from anytune.jobs.keeping import PREDICTIONS_NAME
 from anytune.jobs.moving import moved
-from anytune.jobs.upgrade_runs import Bench, scaled, step_seconds, tuned_steps
+from anytune.jobs.upgrade_runs import Bench, scaled, step_seconds, tuned_for, tuned_steps
 from anytune.jobs.upgrade_shelf import Found, Shelf
 from anytune.jobs.upgrade_steps import BY_NAME, Attempt, Decision, decide, ladder
 from anytune.manifests import METRICS_NAME, SAMPLE_NAME, Manifest, MethodRecord, Parent, run_key
@@ -121,6 +121,7 @@ def decision_record(shelf: Shelf, entry: Entry, found: Found, decision: Decision
         "seconds": round(sum(attempt.seconds for attempt in found.attempts), 3),
         # for the next upgrade: this one may have trained for a part of these, or not at all
         "tuned_steps": tuned_steps(entry), "step_seconds": round(step_seconds(entry), 6),
+        "tuned_for": tuned_for(entry),
     }  # fmt: skip
 
 

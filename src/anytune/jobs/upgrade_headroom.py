@@ -27,7 +27,7 @@ from anytune.errors import DeltaError
 from anytune.evaluate.jackknife import jackknife_error
 from anytune.jobs.deltas import load_delta
 from anytune.jobs.recycle import recycle
-from anytune.jobs.upgrade_runs import BROKEN, LOOKS, Bench, seconds_for, steps_for, told
+from anytune.jobs.upgrade_runs import BROKEN, LOOKS, Bench, seconds_for, steps_for, told, tuned_for
 from anytune.jobs.upgrade_shelf import Shelf
 from anytune.jobs.upgrade_steps import BY_NAME, ROUNDING, worth
 from anytune.manifests import write_atomic
@@ -116,11 +116,8 @@ def way_of_tuning(entry: Entry) -> tuple[Any, ...]:
     """
     manifest, task = entry.manifest, entry.manifest.task
     methods = tuple(one.name for one in manifest.methods if not one.name.startswith("recycle/"))
-    rows = task.counts.get("train") if task else None
-    # As it was asked for: where training ended early, each seed made its own number of steps.
-    asked = manifest.recipe.get("training") or {}
-    long = (manifest.decision or {}).get("tuned_steps") or (asked.get("steps"), asked.get("epochs"))
-    return (task.name if task else "", tuple(manifest.label_names), rows, manifest.form, methods, long)
+    long = tuple(sorted(tuned_for(entry).items()))
+    return (task.name if task else "", tuple(manifest.label_names), manifest.form, methods, long)
 
 
 def look_further(*, shelf: Shelf, reference: str, made: str, reporter: Reporter | None = None) -> None:

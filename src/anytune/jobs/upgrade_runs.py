@@ -354,6 +354,20 @@ def tuned_steps(entry: Entry) -> int:
     return int(stated or USUAL_STEPS)
 
 
+def tuned_for(entry: Entry) -> dict[str, Any]:
+    """What a delta was once tuned for: ``steps``, ``epochs``, training ``rows``; also where an upgrade came since.
+
+    As it was asked for: where training ended early, each seed made its own number of steps (``tuned_steps``).
+    """
+    manifest = entry.manifest
+    known = (manifest.decision or {}).get("tuned_for")
+    if known is not None:
+        return dict(known)
+    asked = manifest.recipe.get("training") or {}
+    rows = manifest.task.counts.get("train") if manifest.task else None
+    return {"steps": asked.get("steps"), "epochs": asked.get("epochs"), "rows": rows}
+
+
 def seconds_for(entry: Entry, step: str) -> float:
     """About how long a training step may take, by the delta's own training; 0.0 where that is unknown."""
     return step_seconds(entry) * steps_for(entry, step)

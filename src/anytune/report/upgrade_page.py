@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def page(old: str, new: str, tolerance: float, lines: Sequence[Line], seconds: f
     return environment.get_template("upgrade.html").render(
         style=Markup(_asset("page.css")), old=old, new=new, headline=headline(old, new, tolerance, lines, seconds),
         steps=_steps(lines), charts=charts, marks=key_of_marks(), shown=SHOWN, many=len(lines) > SHOWN,
-        rows=[_row(line) for line in lines], further=_further(new, lines),
+        rows=[_row(line) for line in lines], further=further(new, [line.get("headroom") for line in lines]),
         version=__version__,
     )  # fmt: skip
 
@@ -67,12 +67,16 @@ def headline(old: str, new: str, tolerance: float, lines: Sequence[Line], second
     )
 
 
-def _further(new: str, lines: Sequence[Line]) -> str:
-    """What looking for headroom gave, also where it found none; nothing where nobody looked."""
-    looked = [line for line in lines if line.get("headroom")]
+def further(new: str, headroom: Iterable[Mapping[str, Any] | None]) -> str:
+    """What looking for headroom gave, also where it found none; nothing where nobody looked.
+
+    Args:
+        headroom: of each delta, as its manifest and ``upgrade.jsonl`` hold it; None where it was not looked for.
+    """
+    looked = [one for one in headroom if one]
     if not looked:
         return ""
-    tuned, more = len({line["headroom"]["probe"] for line in looked}), sum(bool(_more(line)) for line in looked)
+    tuned, more = len({one["probe"] for one in looked}), sum(bool(one["more"]) for one in looked)
     return (
         f"{more} of {len(looked)} can do more on {new} than bring their old score back; "
         f"to see that, {tuned} {'was' if tuned == 1 else 'were'} tuned on."
